@@ -1,0 +1,94 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// Imports go one way, from the bottom of this list to its top:
+//   system fence -> memory model -> codecs -> wire formats -> fabric -> flow -> control -> executables
+// The data plane (down to ApusFlow) depends on nothing but the toolchain and small C libraries.
+
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .strictMemorySafety(),
+    .treatAllWarnings(as: .error),
+    .enableUpcomingFeature("ExistentialAny"),
+    .enableUpcomingFeature("InternalImportsByDefault"),
+    .enableUpcomingFeature("MemberImportVisibility"),
+    .enableUpcomingFeature("NonisolatedNonsendingByDefault"),
+    .enableExperimentalFeature("Lifetimes"),
+]
+
+func module(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: strict)
+}
+func tests(_ name: String, _ dependencies: [Target.Dependency], resources: [Resource] = []) -> Target {
+    .testTarget(name: name, dependencies: dependencies, resources: resources, swiftSettings: strict)
+}
+func product(_ name: String, _ package: String) -> Target.Dependency { .product(name: name, package: package) }
+
+let package = Package(
+    name: "Apus",
+    products: [
+        .executable(name: "apus", targets: ["apus"])
+    ],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
+        .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
+        .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
+        .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
+        .package(url: "https://github.com/swiftlang/swift-subprocess", from: "1.0.2"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+    ],
+    targets: [
+        // C: kernel interfaces Swift cannot import, and the system libraries.
+        .target(name: "CApus"),
+        .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
+        .systemLibrary(name: "CLZ4", pkgConfig: "liblz4", providers: [.apt(["liblz4-dev"])]),
+        .systemLibrary(name: "CXXHash", pkgConfig: "libxxhash", providers: [.apt(["libxxhash-dev"])]),
+
+        // The data plane.
+        module("ApusSystem", ["CApus", "CZstd", "CLZ4", "CXXHash"]),
+        module("ApusMemory", ["ApusSystem"]),
+        module("ApusCodec", ["ApusSystem", "ApusMemory"]),
+        module("ApusWire", ["ApusSystem", "ApusMemory", "ApusCodec"]),
+        module("ApusFabric", ["ApusSystem", "ApusMemory", "ApusWire"]),
+        module("ApusFlow", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric"]),
+
+        // The control plane.
+        module("ApusQMP", ["ApusSystem", product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio")]),
+        module(
+            "ApusControl",
+            [
+                "ApusSystem", "ApusMemory", "ApusWire", "ApusFabric", "ApusFlow", "ApusQMP",
+                product("Logging", "swift-log"), product("GRDB", "GRDB.swift"),
+                product("Hummingbird", "hummingbird"), product("ServiceLifecycle", "swift-service-lifecycle"),
+            ]),
+        module("ApusAPI"),
+        .executableTarget(
+            name: "apus",
+            dependencies: [
+                "ApusAPI", "ApusControl",
+                product("ArgumentParser", "swift-argument-parser"), product("Logging", "swift-log"),
+                product("AsyncHTTPClient", "async-http-client"), product("Yams", "Yams"),
+                product("ServiceLifecycle", "swift-service-lifecycle"),
+            ], swiftSettings: strict),
+
+        // The laboratory: real guests, real QEMUs, namespaces; used by tests, demo and benchmarks. Not shipped.
+        module("ApusLab", ["ApusSystem", "ApusAPI", "ApusQMP", product("Subprocess", "swift-subprocess")]),
+        .executableTarget(
+            name: "lab",
+            dependencies: [
+                "ApusLab", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow",
+                product("ArgumentParser", "swift-argument-parser"),
+            ], swiftSettings: strict),
+
+        tests("ApusSystemTests", ["ApusSystem"]),
+        tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
+        tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
+        tests("ApusFlowTests", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow"]),
+        tests("ApusControlTests", ["ApusSystem", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire"]),
+        tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusQMP"]),
+        tests("TidyTests", []),
+    ]
+)

@@ -1,0 +1,148 @@
+public import Foundation
+
+/// What the operator asks for: move one running VM to another agent.
+public struct MigrateRequest: Codable, Sendable, Equatable {
+    /// Name of a VM that this agent runs.
+    public var vm: String
+    /// The destination agent's migration endpoint: a name from the config file's `hosts`, or `ADDRESS[:PORT]`.
+    public var host: String
+    /// The longest pause the operator accepts, in milliseconds.
+    public var maxDowntimeMs: Int
+    /// Upper bound for bytes put on the link, in MB/s (10^6 bytes); nil: as fast as the link goes.
+    public var bandwidthMBps: Double?
+    /// Give up, with the VM still on the source, when it has not been committed after this many seconds.
+    public var timeoutS: Double?
+
+    public init(
+        vm: String, host: String, maxDowntimeMs: Int = 300, bandwidthMBps: Double? = nil, timeoutS: Double? = nil
+    ) {
+        self.vm = vm
+        self.host = host
+        self.maxDowntimeMs = maxDowntimeMs
+        self.bandwidthMBps = bandwidthMBps
+        self.timeoutS = timeoutS
+    }
+}
+
+/// The phases a job passes, in this order; the last four are final.
+public enum JobPhase: String, Codable, Sendable, CaseIterable {
+    /// Checks on both hosts; the destination QEMU is started.
+    case preparing
+    /// Memory travels while the VM runs on the source.
+    case transferring
+    /// The VM is paused on the source; the last pages and the device state travel.
+    case switching
+    /// The destination holds the whole VM; ownership is being handed over.
+    case committing
+    /// Committed, but the destination has not confirmed that it runs the VM.
+    case inDoubt
+    case completed
+    /// Not committed: the VM runs on the source (or, for an incoming job, not here).
+    case failed
+    case aborted
+
+    public var isFinal: Bool {
+        switch self {
+        case .completed, .failed, .aborted: true
+        case .preparing, .transferring, .switching, .committing, .inDoubt: false
+        }
+    }
+}
+
+public enum JobDirection: String, Codable, Sendable { case outgoing, incoming }
+
+/// A sample of a running job. Byte counts are totals since the start.
+public struct JobProgress: Codable, Sendable, Equatable {
+    public var elapsedMs: Double = 0
+    /// QEMU's dirty-bitmap rounds begun so far; 1 is the first pass over all memory.
+    public var round: Int = 0
+    public var memoryTotalBytes: UInt64 = 0
+    public var memoryRemainingBytes: UInt64 = 0
+    /// Bytes written to the link, framing included.
+    public var wireBytes: UInt64 = 0
+    public var rateBytesPerS: Double = 0
+    public var dirtyRateBytesPerS: Double = 0
+    /// Share of the work done, 0 to 1; never decreases within a job.
+    public var fraction: Double = 0
+    public var predictedRemainingMs: Double?
+    public var predictedDowntimeMs: Double?
+    public init() {}
+}
+
+/// Pages that travelled in one form.
+public struct FormCount: Codable, Sendable, Equatable {
+    /// `zero`, `raw`, `lz4`, `zstd`.
+    public var form: String
+    public var pages: UInt64
+    public var wireBytes: UInt64
+    public init(form: String, pages: UInt64, wireBytes: UInt64) {
+        self.form = form
+        self.pages = pages
+        self.wireBytes = wireBytes
+    }
+}
+
+/// One named part of the pause, in order.
+public struct DowntimePart: Codable, Sendable, Equatable {
+    public var name: String
+    public var ms: Double
+    public init(name: String, ms: Double) {
+        self.name = name
+        self.ms = ms
+    }
+}
+
+/// The record of a finished job.
+public struct JobSummary: Codable, Sendable, Equatable {
+    public var totalMs: Double = 0
+    /// From the source QEMU's STOP to the destination QEMU's RESUME as the agents saw them.
+    public var downtimeMs: Double?
+    public var downtimeParts: [DowntimePart] = []
+    /// What the source QEMU reports as `downtime`.
+    public var qemuDowntimeMs: Double?
+    public var predictedDowntimeMs: Double?
+    public var rounds: Int = 0
+    public var wireBytes: UInt64 = 0
+    public var forms: [FormCount] = []
+    /// How RAM was installed at the destination: block name -> `mapped`, `process`, `stream`.
+    public var installed: [String: String] = [:]
+    /// CPU seconds the source and destination agents spent on this job.
+    public var sourceCPUS: Double?
+    public var destinationCPUS: Double?
+    public init() {}
+}
+
+public struct JobStatus: Codable, Sendable, Equatable {
+    public var id: String
+    public var direction: JobDirection
+    public var vm: String
+    public var peer: String
+    public var phase: JobPhase
+    public var startedAt: Date
+    public var endedAt: Date?
+    public var maxDowntimeMs: Int
+    public var progress: JobProgress
+    public var summary: JobSummary?
+    public var error: Problem?
+    /// Decisions worth telling: what was tried, what was given up, why.
+    public var notes: [String]
+
+    public init(
+        id: String, direction: JobDirection, vm: String, peer: String, phase: JobPhase, startedAt: Date,
+        endedAt: Date? = nil, maxDowntimeMs: Int, progress: JobProgress = .init(), summary: JobSummary? = nil,
+        error: Problem? = nil, notes: [String] = []
+    ) {
+        self.id = id
+        self.direction = direction
+        self.vm = vm
+        self.peer = peer
+        self.phase = phase
+        self.startedAt = startedAt
+        self.endedAt = endedAt
+        self.maxDowntimeMs = maxDowntimeMs
+        self.progress = progress
+        self.summary = summary
+        self.error = error
+        self.notes = notes
+    }
+}

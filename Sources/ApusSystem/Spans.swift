@@ -1,0 +1,34 @@
+// Integers in and out of raw bytes, bounds-checked, in a named byte order. The only place in the package that
+// reinterprets bytes as integers.
+
+extension RawSpan {
+    /// Loads a big-endian integer; traps when it would leave the span.
+    @inlinable @inline(__always)
+    public func bigEndian<T: FixedWidthInteger & BitwiseCopyable>(at offset: Int, as type: T.Type = T.self) -> T {
+        // The load itself checks its bounds; "unsafe" refers to bit patterns, and every pattern is a valid integer.
+        T(bigEndian: unsafe unsafeLoadUnaligned(fromByteOffset: offset, as: T.self))
+    }
+
+    /// Loads a little-endian integer; traps when it would leave the span.
+    @inlinable @inline(__always)
+    public func littleEndian<T: FixedWidthInteger & BitwiseCopyable>(at offset: Int, as type: T.Type = T.self) -> T {
+        T(littleEndian: unsafe unsafeLoadUnaligned(fromByteOffset: offset, as: T.self))
+    }
+
+    @inlinable @inline(__always)
+    public func byte(at offset: Int) -> UInt8 {
+        unsafe unsafeLoadUnaligned(fromByteOffset: offset, as: UInt8.self)
+    }
+}
+
+extension MutableRawSpan {
+    @inlinable @inline(__always) @_lifetime(self: copy self)
+    public mutating func store<T: FixedWidthInteger & BitwiseCopyable>(bigEndian value: T, at offset: Int) {
+        storeBytes(of: value.bigEndian, toByteOffset: offset, as: T.self)
+    }
+
+    @inlinable @inline(__always) @_lifetime(self: copy self)
+    public mutating func store<T: FixedWidthInteger & BitwiseCopyable>(littleEndian value: T, at offset: Int) {
+        storeBytes(of: value.littleEndian, toByteOffset: offset, as: T.self)
+    }
+}
