@@ -39,10 +39,10 @@ internal import Glibc
         }
     }
 
-    /// Moves `range` to the front of the buffer; the ranges may overlap.
-    public mutating func moveToFront(_ range: Range<Int>) {
-        precondition(range.lowerBound >= 0 && range.upperBound <= byteCount)
-        unsafe memmove(base, base + range.lowerBound, range.count)
+    /// Copies bytes from one place of the buffer to another; the ranges may overlap.
+    public mutating func copyWithin(from: Int, to: Int, _ count: Int) {
+        precondition(from >= 0 && to >= 0 && count >= 0 && from <= byteCount - count && to <= byteCount - count)
+        unsafe memmove(base + to, base + from, count)
     }
 }
 

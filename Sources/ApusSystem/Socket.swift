@@ -41,47 +41,48 @@ public final class Socket: Sendable {
             }
             if count == 0 {
                 if at == range.lowerBound { return false }
-                throw SystemError("recv", code: ECONNRESET)
+                throw .connectionReset
             }
             at += count
         }
         return true
     }
 
-    /// Writes all bytes of both spans with as few calls as possible.
-    public func write(_ first: RawSpan, _ second: RawSpan) throws(SystemError) {
-        let total = first.byteCount + second.byteCount
+    /// Writes all bytes of the spans, in order, with as few calls as possible.
+    public func write(
+        _ first: RawSpan, _ second: RawSpan = RawSpan(), _ third: RawSpan = RawSpan()
+    ) throws(SystemError) {
+        let total = first.byteCount + second.byteCount + third.byteCount
         var written = 0
         while written < total {
             let skip = written
             written += try retrying("sendmsg") {
                 unsafe first.withUnsafeBytes { a in
-                    unsafe second.withUnsafeBytes { b in unsafe send(a, b, skipping: skip) }
+                    unsafe second.withUnsafeBytes { b in
+                        unsafe third.withUnsafeBytes { c in unsafe send(a, b, c, skipping: skip) }
+                    }
                 }
             }
         }
     }
 
-    public func write(_ bytes: RawSpan) throws(SystemError) {
-        try write(bytes, RawSpan())
-    }
-
-    private func send(_ a: UnsafeRawBufferPointer, _ b: UnsafeRawBufferPointer, skipping skip: Int) -> Int {
-        let skipA = min(skip, a.count)
-        let skipB = skip - skipA
-        var parts = unsafe (
-            iovec(
-                iov_base: UnsafeMutableRawPointer(mutating: a.baseAddress.map { unsafe $0 + skipA }),
-                iov_len: a.count - skipA),
-            iovec(
-                iov_base: UnsafeMutableRawPointer(mutating: b.baseAddress.map { unsafe $0 + skipB }),
-                iov_len: b.count - skipB)
-        )
+    private func send(
+        _ a: UnsafeRawBufferPointer, _ b: UnsafeRawBufferPointer, _ c: UnsafeRawBufferPointer, skipping skip: Int
+    ) -> Int {
+        var skip = skip
+        func part(_ bytes: UnsafeRawBufferPointer) -> iovec {
+            let skipped = min(skip, bytes.count)
+            skip -= skipped
+            return unsafe iovec(
+                iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress.map { unsafe $0 + skipped }),
+                iov_len: bytes.count - skipped)
+        }
+        var parts = unsafe (part(a), part(b), part(c))
         return unsafe withUnsafeMutablePointer(to: &parts) { pointer in
-            unsafe pointer.withMemoryRebound(to: iovec.self, capacity: 2) { vector in
+            unsafe pointer.withMemoryRebound(to: iovec.self, capacity: 3) { vector in
                 var message = unsafe msghdr()
                 unsafe message.msg_iov = vector
-                unsafe message.msg_iovlen = 2
+                unsafe message.msg_iovlen = 3
                 return unsafe sendmsg(descriptor.number, &message, Int32(MSG_NOSIGNAL))
             }
         }

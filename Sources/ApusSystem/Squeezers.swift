@@ -7,13 +7,24 @@ public enum Checksum {
     public static func of(_ bytes: RawSpan) -> UInt64 {
         unsafe bytes.withUnsafeBytes { unsafe XXH3_64bits($0.baseAddress, $0.count) }
     }
+}
 
-    /// One sum over two spans, as if they stood one behind the other.
-    public static func of(_ first: RawSpan, _ second: RawSpan) -> UInt64 {
-        if first.byteCount == 0 { return of(second) }
-        if second.byteCount == 0 { return of(first) }
-        let head = unsafe first.withUnsafeBytes { unsafe XXH3_64bits($0.baseAddress, $0.count) }
-        return unsafe second.withUnsafeBytes { unsafe XXH3_64bits_withSeed($0.baseAddress, $0.count, head) }
+/// The same sum over bytes that do not lie in one piece. Reusable; allocates once.
+// @unchecked: the state has one owner.
+@safe public struct RunningChecksum: ~Copyable, @unchecked Sendable {
+    private let state: OpaquePointer
+
+    public init() throws(SystemError) {
+        guard let state = unsafe XXH3_createState() else { throw SystemError("XXH3_createState", code: 12) }
+        unsafe self.state = state
+    }
+    deinit { unsafe XXH3_freeState(state) }
+
+    public mutating func of(_ first: RawSpan, _ second: RawSpan) -> UInt64 {
+        unsafe XXH3_64bits_reset(state)
+        unsafe first.withUnsafeBytes { _ = unsafe XXH3_64bits_update(state, $0.baseAddress, $0.count) }
+        unsafe second.withUnsafeBytes { _ = unsafe XXH3_64bits_update(state, $0.baseAddress, $0.count) }
+        return unsafe XXH3_64bits_digest(state)
     }
 }
 

@@ -26,7 +26,11 @@ public struct SystemError: Error, Equatable, Sendable, CustomStringConvertible {
     public var description: String { "\(call): \(reason)" }
 
     public var isTimeout: Bool { code == EAGAIN || code == EWOULDBLOCK || code == ETIMEDOUT }
-    public var isInterrupted: Bool { code == EINTR }
+    public var isBrokenConnection: Bool { [ECONNRESET, EPIPE, ECONNABORTED].contains(code) }
+    /// No descriptors or memory at the moment.
+    public var isExhaustion: Bool { [EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(code) }
+    /// A connection that ended in the middle of something.
+    public static let connectionReset = SystemError("recv", code: ECONNRESET)
 }
 
 /// Runs a system call again while a signal interrupts it.
