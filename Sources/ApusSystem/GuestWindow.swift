@@ -63,6 +63,24 @@ internal import Glibc
         unsafe memcpy(buffer.base + bufferOffset, base + Int(offset), byteCount)
     }
 
+    /// Ranges of the block, in bytes from its start, where the file has data; elsewhere it reads as zero.
+    public func dataRanges() throws(SystemError) -> [Range<UInt64>] {
+        var ranges: [Range<UInt64>] = []
+        var at = off_t(fileOffset)
+        let end = off_t(fileOffset + byteCount)
+        while at < end {
+            let data = capus_seek_data(descriptor.number, at)
+            // ENXIO: no data behind this point.
+            if data < 0 && errno == ENXIO { break }
+            guard data >= 0 else { throw SystemError.last("lseek") }
+            let hole = capus_seek_hole(descriptor.number, data)
+            guard hole >= 0 else { throw SystemError.last("lseek") }
+            if data < end { ranges.append(UInt64(data) - fileOffset..<UInt64(min(hole, end)) - fileOffset) }
+            at = hole
+        }
+        return ranges
+    }
+
     private func check(_ offset: UInt64, _ count: Int) {
         precondition(count >= 0 && offset <= byteCount && UInt64(count) <= byteCount - offset)
     }
@@ -82,20 +100,50 @@ public struct ProcessWindow: Sendable {
 
     /// Copies `source` into the process at `offset` bytes from the block's start; traps outside the block.
     public func install(_ source: RawSpan, at offset: UInt64) throws(SystemError) {
-        precondition(offset <= byteCount && UInt64(source.byteCount) <= byteCount - offset)
-        var written = 0
-        while written < source.byteCount {
-            written += try retrying("process_vm_writev") {
-                unsafe source.withUnsafeBytes { bytes in
-                    var local = unsafe iovec(
-                        iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress.map { unsafe $0 + written }),
-                        iov_len: bytes.count - written)
-                    var remote = unsafe iovec(
-                        iov_base: UnsafeMutableRawPointer(bitPattern: UInt(address + offset) + UInt(written)),
-                        iov_len: bytes.count - written)
-                    return unsafe capus_process_vm_writev(pid, &local, &remote)
-                }
+        check(offset, source.byteCount)
+        try unsafe source.withUnsafeBytes { bytes throws(SystemError) in
+            try unsafe transfer("process_vm_writev", UnsafeMutableRawBufferPointer(mutating: bytes), offset) {
+                unsafe capus_process_vm_writev(pid, $0, $1)
             }
         }
+    }
+
+    /// Makes a range read as zero. What is zero already is not written, so memory that was never used stays unused.
+    public func zero(at offset: UInt64, byteCount: Int, scratch: inout PageBuffer) throws(SystemError) {
+        check(offset, byteCount)
+        var done = 0
+        while done < byteCount {
+            let count = min(byteCount - done, scratch.byteCount)
+            let part = unsafe UnsafeMutableRawBufferPointer(start: scratch.base, count: count)
+            try unsafe transfer("process_vm_readv", part, offset + UInt64(done)) {
+                unsafe capus_process_vm_readv(pid, $0, $1)
+            }
+            if !scratch.bytes.extracting(0..<count).isAllZero {
+                unsafe memset(scratch.base, 0, count)
+                try install(scratch.bytes.extracting(0..<count), at: offset + UInt64(done))
+            }
+            done += count
+        }
+    }
+
+    private func transfer(
+        _ call: StaticString, _ local: UnsafeMutableRawBufferPointer, _ offset: UInt64,
+        _ body: (UnsafePointer<iovec>, UnsafePointer<iovec>) -> Int
+    ) throws(SystemError) {
+        var done = 0
+        while done < local.count {
+            done += try retrying(call) {
+                var mine = unsafe iovec(
+                    iov_base: local.baseAddress.map { unsafe $0 + done }, iov_len: local.count - done)
+                var theirs = unsafe iovec(
+                    iov_base: UnsafeMutableRawPointer(bitPattern: UInt(address + offset) + UInt(done)),
+                    iov_len: local.count - done)
+                return unsafe body(&mine, &theirs)
+            }
+        }
+    }
+
+    private func check(_ offset: UInt64, _ count: Int) {
+        precondition(count >= 0 && offset <= byteCount && UInt64(count) <= byteCount - offset)
     }
 }

@@ -1,8 +1,15 @@
 #define _GNU_SOURCE
 #include "capus.h"
 
+ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struct iovec *remote) {
+    return process_vm_readv(pid, local, 1, remote, 1, 0);
+}
+
 ssize_t capus_process_vm_writev(pid_t pid, const struct iovec *local, const struct iovec *remote) {
     return process_vm_writev(pid, local, 1, remote, 1, 0);
 }
 
 int capus_accept(int fd) { return accept4(fd, NULL, NULL, SOCK_CLOEXEC); }
+
+off_t capus_seek_data(int fd, off_t from) { return lseek(fd, from, SEEK_DATA); }
+off_t capus_seek_hole(int fd, off_t from) { return lseek(fd, from, SEEK_HOLE); }

@@ -14,5 +14,8 @@ static inline int capus_open(const char *path, int flags, unsigned mode) { retur
 static inline int capus_fcntl(int fd, int command, int value) { return fcntl(fd, command, value); }
 // Behind _GNU_SOURCE, which the Swift overlay is built without.
 int capus_accept(int fd);
+ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struct iovec *remote);
 ssize_t capus_process_vm_writev(pid_t pid, const struct iovec *local, const struct iovec *remote);
+off_t capus_seek_data(int fd, off_t from);
+off_t capus_seek_hole(int fd, off_t from);
 static inline void capus_name_thread(const char *name) { prctl(PR_SET_NAME, (unsigned long)name, 0, 0, 0); }
