@@ -56,6 +56,9 @@ public struct RamBlockTable: Sendable, Equatable {
         return true
     }
 
+    /// Bytes of `block`'s name.
+    func nameLength(of block: Int) -> Int { nameEnds[block] - (block == 0 ? 0 : nameEnds[block - 1]) }
+
     /// Bytes of `block`'s name, appended to `buffer` as u8 length and bytes.
     func appendName(of block: Int, to buffer: inout StreamBuffer) {
         let start = block == 0 ? 0 : nameEnds[block - 1]
