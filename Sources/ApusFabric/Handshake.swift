@@ -8,7 +8,8 @@ public import ApusWire
 ///      | -- hello(versions, role) ---> |      one connection per role: control, lanes, (urgent)
 ///      | <-- welcome(version) -------- |      or refusal(code, text), then the connection closes
 /// ```
-public struct Connection: ~Copyable, Sendable {
+// Frozen, so that its halves can be taken apart in other modules.
+@frozen public struct Connection: ~Copyable, Sendable {
     public var sender: FrameSender
     public var receiver: FrameReceiver
     public let hello: Hello

@@ -32,11 +32,11 @@ struct BatchSlots: ~Copyable, Sendable {
     }
 
     @inline(__always)
-    func isFull(_ lane: Int) -> Bool { slots[lane]?.dataPages == Limits.batchPages }
+    func isFull(_ lane: Int) -> Bool { slots[lane]?.hasNoRoomForData() ?? false }
 
     /// The lane's batch, which it then has no more; nil when it has none or it is empty.
     mutating func take(_ lane: Int) -> Batch? {
-        guard let isEmpty = slots[lane]?.isEmpty, !isEmpty else { return nil }
+        guard slots[lane]?.hasRecords() ?? false else { return nil }
         return slots[lane].take()
     }
 }

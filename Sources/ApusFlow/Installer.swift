@@ -30,17 +30,18 @@ struct RAMInstaller: ~Copyable, PageInstaller {
     private let ramSection: UInt32
     /// Pages that may hold something else than zeros.
     private var written: PageSet
-    private var records = QemuStreamWriter()
+    private var writer: QemuStreamWriter
+    private var records = StreamBuffer()
     private var scratch = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
 
-    /// - Parameter ports: one per block of the layout.
-    init(_ layout: Layout, _ ports: [BlockPort], _ feed: QemuFeed, ramSection: UInt32) throws(SystemError) {
+    init(_ prologue: DestinationState.Prologue, _ feed: QemuFeed) throws(SystemError) {
+        layout = prologue.layout
+        ports = prologue.ports
+        ramSection = prologue.ramSection
         precondition(ports.count == layout.blocks.count)
-        self.layout = layout
-        self.ports = ports
         self.feed = feed
-        self.ramSection = ramSection
         written = PageSet(pageCount: layout.pageCount)
+        writer = QemuStreamWriter(table: prologue.table)
         for (block, port) in zip(layout.blocks, ports) {
             // A new QEMU's RAM is empty; what its firmware has put there all the same must not survive a zero page.
             guard case .mapped(let window) = port else { continue }
@@ -124,18 +125,22 @@ struct RAMInstaller: ~Copyable, PageInstaller {
     private mutating func writePart(
         _ block: Int, _ offset: UInt64, _ bytes: RawSpan?, _ count: Int
     ) throws(SystemError) {
-        let name = layout.blocks[block].name
-        records.beginPart(id: ramSection)
+        records.removeAll()
+        writer.sectionPart(id: ramSection, to: &records)
+        // Other lanes write parts in between, so every part names its block anew.
+        writer.forgetBlock()
         for page in 0..<count {
             let at = offset + UInt64(page * Limits.pageBytes)
             if let bytes {
                 let from = page * Limits.pageBytes
-                records.page(name, at, bytes.extracting(from..<from + Limits.pageBytes))
+                writer.page(block: block, offset: at, to: &records)
+                records.append(bytes.extracting(from..<from + Limits.pageBytes))
             } else {
-                records.zero(name, at)
+                writer.zero(block: block, offset: at, to: &records)
             }
         }
-        records.endPart(id: ramSection)
-        try feed.write(records.take())
+        writer.endOfRecords(to: &records)
+        writer.footer(id: ramSection, to: &records)
+        try feed.write(records.bytes)
     }
 }

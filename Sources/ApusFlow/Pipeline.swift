@@ -88,7 +88,12 @@ public final class SourceFlow: Sendable {
     public func writeReturnPath(_ bytes: [UInt8]) throws(SystemError) { try qemu.write(bytes.rawBytes) }
 
     /// Tells the source's QEMU that the destination has everything: after this it never runs the guest again by itself.
-    public func deliverShut() throws(SystemError) { try qemu.write(ReturnPath.shut(0).rawBytes) }
+    public func deliverShut() throws(SystemError) {
+        var message = StreamBuffer()
+        var writer = ReturnPathWriter()
+        writer.write(.shut(failed: false), to: &message)
+        try qemu.write(message.bytes)
+    }
 
     /// Ends all threads. Unless SHUT was delivered, QEMU sees its socket close, fails the migration and lets the guest
     /// run on.
@@ -224,7 +229,7 @@ public final class DestinationFlow: Sendable {
 
     private func writeStream(_ message: ControlLink.Message) throws(FlowFailure) {
         if message.epoch > 0 && !state.waitForFence(message.epoch) { return }
-        do throws(SystemError) { try feed.write(message.bytes) } catch {
+        do throws(SystemError) { try feed.write(message.bytes.rawBytes) } catch {
             throw FlowFailure("qemu-load", "The destination QEMU has closed its migration socket: \(error).")
         }
     }
@@ -234,11 +239,15 @@ public final class DestinationFlow: Sendable {
         do throws(FrameError) { layout = try LayoutPayload.layout(message.bytes.rawBytes) } catch {
             throw FlowFailure("peer", "The source sent RAM blocks that are not valid: \(error).")
         }
+        let table: RamBlockTable
+        do throws(StreamError) {
+            table = try RamBlockTable(layout.blocks.map { RamBlock(name: $0.name, usedLength: $0.byteCount) })
+        } catch { throw FlowFailure("peer", "The source sent RAM blocks that are not valid: \(error)") }
         let chosen = layout.blocks.map(ports)
         usedPorts.update { used in
             for (block, port) in zip(layout.blocks, chosen) { used[block.name] = port.name }
         }
-        state.begin(.init(layout: layout, ports: chosen, ramSection: message.epoch))
+        state.begin(.init(layout: layout, table: table, ports: chosen, ramSection: message.epoch))
     }
 
     private func readReturnPath() throws(FlowFailure) {
@@ -260,8 +269,8 @@ public final class DestinationFlow: Sendable {
                     throw FlowFailure("qemu-load", "The return path of the destination QEMU is not valid: \(error)")
                 }
                 guard case .element(let element, let length) = step else { break }
-                if case .shut(let status) = element {
-                    guard status == 0 else {
+                if case .shut(let failed) = element {
+                    guard !failed else {
                         throw FlowFailure("qemu-load", "The destination QEMU could not load the VM.")
                     }
                     return report(.loaded)

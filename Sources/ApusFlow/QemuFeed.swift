@@ -7,7 +7,7 @@ final class QemuFeed: Sendable {
 
     init(_ socket: Socket) { self.socket = socket }
 
-    func write(_ bytes: [UInt8]) throws(SystemError) {
-        try writing.update { _ throws(SystemError) in try socket.write(bytes.rawBytes) }
+    func write(_ bytes: RawSpan) throws(SystemError) {
+        try writing.update { _ throws(SystemError) in try socket.write(bytes) }
     }
 }

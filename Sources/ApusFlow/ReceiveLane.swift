@@ -17,8 +17,12 @@ public struct FlowFailure: Error, Equatable, Sendable, CustomStringConvertible {
 
 /// What the lanes and the control thread of a destination share.
 final class DestinationState: Sendable {
+    /// What lanes must know before the first page.
     struct Prologue: Sendable {
         var layout: Layout
+        /// The same blocks for records of QEMU's stream.
+        var table: RamBlockTable
+        /// One per block.
         var ports: [BlockPort]
         var ramSection: UInt32
     }
@@ -91,7 +95,7 @@ struct ReceiveLane: ~Copyable, Sendable {
         guard let prologue = state.waitForPrologue() else { return }
         var decoder = BatchDecoder(layout: prologue.layout, lane: index, lanes: lanes)
         var installer = try wrap("install") { () throws(SystemError) in
-            try RAMInstaller(prologue.layout, prologue.ports, feed, ramSection: prologue.ramSection)
+            try RAMInstaller(prologue, feed)
         }
         while true {
             let frame = try receive()

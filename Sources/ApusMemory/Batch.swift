@@ -40,7 +40,8 @@ public struct Batch: ~Copyable, Sendable {
 
     public init() { data = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes) }
 
-    public var isEmpty: Bool { recordCount == 0 }
+    public func hasRecords() -> Bool { recordCount > 0 }
+    public func hasNoRoomForData() -> Bool { dataPages == Limits.batchPages }
 
     public mutating func reset() {
         recordCount = 0
