@@ -94,9 +94,7 @@ struct ReceiveLane: ~Copyable, Sendable {
     mutating func run() throws(FlowFailure) {
         guard let prologue = state.waitForPrologue() else { return }
         var decoder = BatchDecoder(layout: prologue.layout, lane: index, lanes: lanes)
-        var installer = try wrap("install") { () throws(SystemError) in
-            try RAMInstaller(prologue, feed)
-        }
+        var installer = try makeInstaller(prologue)
         while true {
             let frame = try receive()
             receivedBytes += UInt64(FrameHeader.byteCount + frame.length)
@@ -118,6 +116,12 @@ struct ReceiveLane: ~Copyable, Sendable {
                 throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(index).")
             }
             counters.cpuNs.set(Instant.threadCPUNs())
+        }
+    }
+
+    private func makeInstaller(_ prologue: DestinationState.Prologue) throws(FlowFailure) -> RAMInstaller {
+        do throws(SystemError) { return try RAMInstaller(prologue, feed) } catch {
+            throw FlowFailure("install", "The destination's RAM cannot be examined: \(error).")
         }
     }
 
@@ -167,6 +171,6 @@ struct ReceiveLane: ~Copyable, Sendable {
 }
 
 /// Runs system calls, with their errors as the flow's.
-func wrap<R: ~Copyable>(_ code: String, _ body: () throws(SystemError) -> R) throws(FlowFailure) -> R {
+func wrap<R>(_ code: String, _ body: () throws(SystemError) -> R) throws(FlowFailure) -> R {
     do throws(SystemError) { return try body() } catch { throw FlowFailure(code, "\(error)") }
 }

@@ -45,7 +45,9 @@ func payload(_ encoder: inout BatchEncoder, _ batch: inout Batch, _ choice: Code
         + batch.data.bytes.extracting(0..<result.rawBytes).bytesCopied
 }
 
-let layout = try! Layout([("pc.ram", 40 << 20), ("pc.rom", 128 << 10)])
+let layout: Layout = {
+    do { return try Layout([("pc.ram", 40 << 20), ("pc.rom", 128 << 10)]) } catch { preconditionFailure("\(error)") }
+}()
 
 @Suite struct BatchCodecTests {
     /// Any mixture of pages, in any codec, arrives as it was sent; the zstd stream runs through all batches.
@@ -134,9 +136,9 @@ let layout = try! Layout([("pc.ram", 40 << 20), ("pc.rom", 128 << 10)])
     @Test func aBatchRefusesAPageTwice() {
         var batch = Batch()
         batch.addZero(7, startsBlock: false)
-        #expect(!batch.accepts(7, form: .raw))
-        #expect(!batch.accepts(6, form: .zero))
-        #expect(batch.accepts(8, form: .raw))
+        // #expect cannot hold a move-only value.
+        let answers = [batch.accepts(7, form: .raw), batch.accepts(6, form: .zero), batch.accepts(8, form: .raw)]
+        #expect(answers == [false, false, true])
     }
 }
 

@@ -14,6 +14,7 @@ static inline int capus_open(const char *path, int flags, unsigned mode) { retur
 static inline int capus_fcntl(int fd, int command, int value) { return fcntl(fd, command, value); }
 // Behind _GNU_SOURCE, which the Swift overlay is built without.
 int capus_accept(int fd);
+int capus_memory_file(void);
 ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struct iovec *remote);
 ssize_t capus_process_vm_writev(pid_t pid, const struct iovec *local, const struct iovec *remote);
 off_t capus_seek_data(int fd, off_t from);
