@@ -19,8 +19,8 @@ enum LaneItem: ~Copyable, Sendable {
 /// ```
 /// A port that finds the pool empty waits: that is how a slow link holds QEMU back.
 final class LaneQueue: Sendable {
-    let queue = Channel<LaneItem>(capacity: Limits.batchesPerLane + 2)
-    let pool = Channel<Batch>(capacity: Limits.batchesPerLane + 1)
+    let queue = BoundedQueue<LaneItem>(capacity: Limits.batchesPerLane + 2)
+    let pool = BoundedQueue<Batch>(capacity: Limits.batchesPerLane + 1)
 
     init() { for _ in 0..<Limits.batchesPerLane { _ = pool.send(Batch()) } }
 

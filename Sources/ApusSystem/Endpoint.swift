@@ -72,6 +72,23 @@ extension Socket {
     }
 }
 
+extension Socket {
+    /// The peer's numeric address, without its port; nil for a UNIX socket.
+    public var peerHost: String? {
+        var storage = sockaddr_storage()
+        var length = socklen_t(MemoryLayout<sockaddr_storage>.size)
+        var text = [CChar](repeating: 0, count: 64)
+        let result = unsafe withUnsafeMutablePointer(to: &storage) { pointer in
+            unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) { address in
+                guard unsafe getpeername(descriptor.number, address, &length) == 0 else { return Int32(-1) }
+                return unsafe getnameinfo(address, length, &text, socklen_t(text.count), nil, 0, NI_NUMERICHOST)
+            }
+        }
+        guard result == 0, storage.ss_family != sa_family_t(AF_UNIX) else { return nil }
+        return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+}
+
 /// A listening socket.
 public final class Listener: Sendable {
     private let descriptor: Descriptor

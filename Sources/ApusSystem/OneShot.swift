@@ -1,6 +1,6 @@
 /// Hands a move-only value to a thread: a closure cannot consume what it captures, so it takes it out of this box.
 public final class OneShot<Value: ~Copyable & Sendable>: Sendable {
-    private let queue = Channel<Value>(capacity: 1)
+    private let queue = BoundedQueue<Value>(capacity: 1)
     public init(_ value: consuming Value) { _ = queue.send(value) }
     /// Nil the second time.
     public func take() -> Value? { queue.receiveIfAny() }

@@ -45,12 +45,12 @@ final class Loopback: Sendable {
                 if connection.hello.role == .lane {
                     try? destination.attach(connection)
                 } else {
-                    let link = try? ControlLink(connection, received: { destination.receive($0) }, closed: { _ in })
+                    let link = try? ControlLink(connection, received: { destination.receive($1) }, closed: { _, _ in })
                     controlBack.update { $0 = link }
                 }
             })
         control = try ControlLink(
-            try Connection.dial(reception.endpoint, Hello(role: .control)), received: { _ in }, closed: { _ in })
+            try Connection.dial(reception.endpoint, Hello(role: .control)), received: { _, _ in }, closed: { _, _ in })
         var connections = LaneConnections()
         for lane in 0..<lanes {
             connections = connections.adding(

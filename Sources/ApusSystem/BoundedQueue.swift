@@ -7,7 +7,7 @@ internal import Glibc
 /// close(): send refuses, receive drains what is left and then gives nil
 /// ```
 // @unchecked: the ring is touched only while the pthread mutex is held.
-@safe public final class Channel<Element: ~Copyable & Sendable>: @unchecked Sendable {
+@safe public final class BoundedQueue<Element: ~Copyable & Sendable>: @unchecked Sendable {
     private let ring: UnsafeMutablePointer<Element>
     private let mutex: UnsafeMutablePointer<pthread_mutex_t>
     private let changed: UnsafeMutablePointer<pthread_cond_t>
