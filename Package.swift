@@ -92,7 +92,8 @@ let package = Package(
             "ApusControlTests",
             [
                 "ApusSystem", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire",
-                product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
+                product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"), product("GRDB", "GRDB.swift"),
+                product("Logging", "swift-log"),
             ]),
         tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusQMP"]),
         tests("TidyTests", []),
