@@ -70,7 +70,8 @@ public struct KeyValueList: Sendable, Equatable {
 public enum QemuSize {
     /// The value of `-m`: MiB unless it ends in a suffix; QEMU rounds up to 8 KiB. nil: QEMU refuses it, or zero.
     public static func memoryBytes(_ text: String) -> UInt64? {
-        guard let last = text.last else { return nil }
+        // A fraction of a MiB must name its unit.
+        guard let last = text.last, !last.isNumber || !text.contains(".") else { return nil }
         guard let bytes = bytes(last.isNumber ? text + "M" : text), bytes > 0, bytes <= UInt64.max - 8191 else {
             return nil
         }

@@ -98,7 +98,7 @@ public struct MachineMemory: Sendable, Equatable {
         return fitting.count == 1 ? fitting[0].start : nil
     }
 
-    private static func fileDescriptorPath(of range: MappedRange, pid: Int32) -> String? {
+    static func fileDescriptorPath(of range: MappedRange, pid: Int32) -> String? {
         let directory = "/proc/\(pid)/fd"
         let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
         for name in names.compactMap(Int32.init).sorted() {
@@ -109,5 +109,27 @@ public struct MachineMemory: Sendable, Equatable {
             }
         }
         return nil
+    }
+}
+
+extension MachineMemory {
+    /// Answers for one block at a time, without asking QEMU again: its RAM does not move.
+    struct Locator: Sendable {
+        private let pid: Int32
+        private let maps: [MappedRange]
+        private let infos: [RAMBlockInfo]
+
+        init(_ machine: Machine) async {
+            pid = machine.pid
+            // Host addresses are a help, not a need.
+            infos = RAMBlockInfo.parse((try? await machine.qmp.execute(.human("info ramblock"))) ?? "")
+            maps = MappedRange.parse((try? ProcFile.read("/proc/\(machine.pid)/maps")) ?? "")
+        }
+
+        func location(of block: String, bytes: UInt64) -> Location {
+            MachineMemory.locate(blocks: [(block, bytes)], pid: pid, maps: maps, infos: infos) { range in
+                MachineMemory.fileDescriptorPath(of: range, pid: pid)
+            }[block]
+        }
     }
 }

@@ -1,6 +1,7 @@
 import ApusAPI
 import ApusControl
 import ApusQMP
+import ApusSystem
 import Foundation
 import Logging
 import Testing
