@@ -38,8 +38,7 @@ actor IncomingMigration {
             services, session: DestinationSession(job: job), vm: offer.vm, peer: peer, machine: nil,
             status: JobStatus(
                 id: job, direction: .incoming, vm: offer.vm, peer: peer.description, phase: .preparing,
-                startedAt: Date(), maxDowntimeMs: 0))
-        self.link = link
+                startedAt: Date(), maxDowntimeMs: 0), link: link)
     }
 
     /// A job taken up after a restart of the agent.
@@ -51,9 +50,10 @@ actor IncomingMigration {
 
     private init(
         _ services: SessionServices, session: DestinationSession, vm: String, peer: Endpoint, machine: Machine?,
-        status: JobStatus
+        status: JobStatus, link: ControlLink? = nil
     ) {
         self.services = services
+        self.link = link
         self.session = session
         self.vm = vm
         self.peer = peer

@@ -1,6 +1,7 @@
 public import ApusAPI
 import ApusFabric
 import ApusMemory
+import ApusQMP
 import ApusSystem
 import ApusWire
 import Foundation

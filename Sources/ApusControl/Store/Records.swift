@@ -1,5 +1,5 @@
 public import ApusSystem
-public import Foundation
+import Foundation
 
 /// What a machine is to this agent, apart from what its vCPUs do.
 public enum MachinePhase: String, Codable, Sendable {
@@ -34,27 +34,5 @@ public struct MachineRecord: Codable, Sendable, Equatable {
         self.runDirectory = runDirectory
         self.job = job
         self.note = note
-    }
-}
-
-/// The record that decides who owns a VM (the commit point): written before it is acted upon.
-public struct DecisionRecord: Codable, Sendable, Equatable {
-    public enum Role: String, Codable, Sendable { case source, destination }
-    public enum Decision: String, Codable, Sendable { case commit, abort }
-
-    public var job: String
-    public var role: Role
-    public var vm: String
-    public var peer: String
-    public var decision: Decision
-    public var at: Date
-
-    public init(job: String, role: Role, vm: String, peer: String, decision: Decision, at: Date) {
-        self.job = job
-        self.role = role
-        self.vm = vm
-        self.peer = peer
-        self.decision = decision
-        self.at = at
     }
 }

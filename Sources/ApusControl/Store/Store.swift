@@ -5,8 +5,7 @@ import GRDB
 
 /// The agent's memory across restarts: one SQLite file.
 ///
-/// Everything is durable when the agent dies; decisions also when the host does (they are written with
-/// `synchronous=FULL`, the rest with `NORMAL` in WAL mode).
+/// Everything is durable when the agent dies (WAL, `synchronous=NORMAL`); see ``SessionRow`` for why that is enough.
 public final class Store: Sendable {
     public let path: String
     private let database: DatabaseQueue
@@ -78,13 +77,12 @@ public final class Store: Sendable {
                         status TEXT NOT NULL
                     ) STRICT;
                     CREATE INDEX jobs_by_start ON jobs (started_at);
-                    CREATE TABLE decisions (
+                    CREATE TABLE sessions (
                         job TEXT PRIMARY KEY NOT NULL,
                         role TEXT NOT NULL,
                         vm TEXT NOT NULL,
                         peer TEXT NOT NULL,
-                        decision TEXT NOT NULL,
-                        at REAL NOT NULL
+                        record TEXT NOT NULL
                     ) STRICT;
                     """)
         }
@@ -158,69 +156,11 @@ public final class Store: Sendable {
         }
     }
 
-    // MARK: Decisions
-
-    /// Records who owns a VM; on disk when this returns. The first decision for a job stands.
-    ///
-    /// - Returns: the decision that stands, which is the earlier one when there was one.
-    @discardableResult
-    public func recordDecision(_ decision: DecisionRecord) async throws(Problem) -> DecisionRecord {
-        try await durableWrite { database in
-            try database.execute(
-                sql: "INSERT OR IGNORE INTO decisions (job, role, vm, peer, decision, at) VALUES (?, ?, ?, ?, ?, ?)",
-                arguments: [
-                    decision.job, decision.role.rawValue, decision.vm, decision.peer, decision.decision.rawValue,
-                    decision.at.timeIntervalSince1970,
-                ])
-        }
-        return try await self.decision(job: decision.job) ?? decision
-    }
-
-    public func decision(job: String) async throws(Problem) -> DecisionRecord? {
-        try await read {
-            try Row.fetchOne($0, sql: "SELECT * FROM decisions WHERE job = ?", arguments: [job]).map(Self.decision)
-        }
-    }
-
-    public func decisions() async throws(Problem) -> [DecisionRecord] {
-        try await read { try Row.fetchAll($0, sql: "SELECT * FROM decisions ORDER BY at").map(Self.decision) }
-    }
-
-    /// For a job both sides have finished with.
-    public func removeDecision(job: String) async throws(Problem) {
-        try await write { try $0.execute(sql: "DELETE FROM decisions WHERE job = ?", arguments: [job]) }
-    }
-
-    private static func decision(_ row: Row) throws -> DecisionRecord {
-        guard let role = DecisionRecord.Role(rawValue: row["role"]),
-            let decision = DecisionRecord.Decision(rawValue: row["decision"])
-        else { throw Problem("store-corrupt", "A decision in the database has values this version does not know.") }
-        return DecisionRecord(
-            job: row["job"], role: role, vm: row["vm"], peer: row["peer"], decision: decision,
-            at: Date(timeIntervalSince1970: row["at"]))
-    }
-
-    // MARK: Plumbing
-
-    private func write(_ body: @escaping @Sendable (Database) throws -> Void) async throws(Problem) {
+    func write(_ body: @escaping @Sendable (Database) throws -> Void) async throws(Problem) {
         do { try await database.write(body) } catch { throw Self.failed(path, error) }
     }
 
-    /// One transaction that has reached the disk when this returns.
-    private func durableWrite(_ body: @escaping @Sendable (Database) throws -> Void) async throws(Problem) {
-        do {
-            try await database.writeWithoutTransaction { database in
-                try database.execute(sql: "PRAGMA synchronous = FULL")
-                defer { try? database.execute(sql: "PRAGMA synchronous = NORMAL") }
-                try database.inTransaction(.immediate) {
-                    try body(database)
-                    return .commit
-                }
-            }
-        } catch { throw Self.failed(path, error) }
-    }
-
-    private func read<T: Sendable>(_ body: @escaping @Sendable (Database) throws -> T) async throws(Problem) -> T {
+    func read<T: Sendable>(_ body: @escaping @Sendable (Database) throws -> T) async throws(Problem) -> T {
         do { return try await database.read(body) } catch { throw Self.failed(path, error) }
     }
 
