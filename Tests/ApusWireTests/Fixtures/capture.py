@@ -7,7 +7,7 @@ The guest has 2056 KiB (7.2 under TCG loses dirty pages in multiples of 256 KiB)
 small and their pages known. Files: OUT/<qemu>-<machine>-<mode>.<channel>, channel = main, return, preempt, multifd0, recovery...;
 u32 big-endian length, then the bytes as one LZ4 block (JSON and zeros shrink tenfold; the test has a decoder).
 """
-import json, os, socket, subprocess, sys, tempfile, threading, time
+import atexit, json, os, socket, subprocess, sys, tempfile, threading, time
 
 OUT, Q72, Q100 = sys.argv[1:4]
 WORK = tempfile.mkdtemp(prefix='capture')
@@ -57,6 +57,7 @@ class Qemu:
         args = [binary, '-machine', machine, '-accel', 'tcg', '-m', ram, '-nodefaults', '-display', 'none',
                 '-bios', FIRMWARE, '-qmp', 'stdio', *more]
         self.process = subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        atexit.register(self.process.kill)
         self.process.stdout.readline()
         self('qmp_capabilities')
 
@@ -85,8 +86,8 @@ class Qemu:
 
 class Tap:
     """Records what passes on each connection; with no target it only swallows."""
-    def __init__(self, name, target=None, channels=('main',), back=True):
-        self.path, self.target, self.back, self.sockets = f'{WORK}/{name}', target, back, []
+    def __init__(self, name, target=None, channels=('main',), cut_after=None):
+        self.path, self.target, self.cut_after, self.sockets = f'{WORK}/{name}', target, cut_after, []
         self.server = socket.socket(socket.AF_UNIX); self.server.bind(self.path); self.server.listen(8)
         self.records = {}; self.threads = []
         threading.Thread(target=self.accept, args=(channels,), daemon=True).start()
@@ -105,8 +106,12 @@ class Tap:
         def pump():
             try:
                 while data := source.recv(65536):
+                    seen = len(record)
                     record.extend(data)
-                    if sink: sink.sendall(data)
+                    at = record.find(self.cut_after, max(0, seen - 16)) if self.cut_after and name == 'main' else -1
+                    if at >= 0: del record[at + len(self.cut_after):]
+                    if sink: sink.sendall(record[seen:])
+                    if at >= 0: time.sleep(0.5); return self.cut()
             except OSError: pass
             try:
                 if sink: sink.shutdown(socket.SHUT_WR)
@@ -124,6 +129,7 @@ class Tap:
                 open(f'{OUT}/{prefix}.{name}', 'wb').write(lz4(bytes(data)))
                 print(f'{prefix}.{name}: {len(data)} bytes')
 
+RUN = bytes.fromhex('0800050000')      # the command that starts the guest, last in the package
 COUNT = [0]
 def name(): COUNT[0] += 1; return f's{COUNT[0]}'
 
@@ -139,7 +145,7 @@ def precopy(qemu, machine, mode, caps=(), passes=1, params={}, args=(), receiver
     source.capabilities(*caps)
     if bitmap:
         for b in ('alpha', 'beta'): source('block-dirty-bitmap-add', node='disk', name=b, persistent=False)
-    source('migrate-set-parameters', downtime_limit=1 if passes > 1 else 2000, max_bandwidth=1 << 20 if passes > 1 else 1 << 30, **{})
+    source('migrate-set-parameters', downtime_limit=1 if passes > 1 else 2000, max_bandwidth=100 << 10 if passes > 1 else 1 << 30)
     if params: source('migrate-set-parameters', **params)
     tap = Tap(name(), target, channels)
     time.sleep(0.2)
@@ -160,22 +166,20 @@ def postcopy(qemu, machine, label, mode, receiver, caps=(), recover=False, chann
     destination('migrate-incoming', uri='unix:' + target)
     source = Qemu(qemu, machine)
     source.capabilities('postcopy-ram', *caps)
-    source('migrate-set-parameters', max_bandwidth=100 << 10, downtime_limit=1, max_postcopy_bandwidth=64 << 10)
-    tap = Tap(name(), target, channels)
+    source('migrate-set-parameters', max_bandwidth=100 << 10, downtime_limit=1, max_postcopy_bandwidth=8 << 10)
+    tap = Tap(name(), target, channels, RUN if recover else None)
     time.sleep(0.2)
     source('migrate', uri='unix:' + tap.path)
     time.sleep(1.0)
     source('migrate-start-postcopy')
     prefix = f'{label}-{machine}-{mode}'
     if recover:
-        source.wait('postcopy-active')
-        time.sleep(1)
-        tap.cut()
         source.wait('postcopy-paused'); destination.wait('postcopy-paused')
         again = f'{WORK}/{name()}'
         destination('migrate-recover', uri='unix:' + again)
         second = Tap(name(), again, ('recovery',))
         source('migrate', uri='unix:' + second.path, resume=True)
+    time.sleep(1.5)                                     # the guest asks for pages
     source('migrate-set-parameters', max_postcopy_bandwidth=0)
     source.wait('completed'); destination.wait('completed')
     source.stop(); destination.stop()
@@ -202,4 +206,6 @@ for qemu, label, machines in ((Q72, '7.2', (PC72,)), (Q100, '10.0', (PC72, Q100M
 if wanted('compress'): precopy(Q72, PC72, ('7.2', 'compress'), caps=('compress',), passes=2)
 if wanted('uuid'): precopy(Q100, Q100M, ('10.0', 'uuid'), caps=('validate-uuid',), args=('-uuid', '00112233-4455-6677-8899-aabbccddeeff'))
 if wanted('recovery'): postcopy(Q72, PC72, '7.2', 'recovery', Q72, recover=True)
-if wanted('preempt'): postcopy(Q100, Q100M, '10.0', 'preempt', Q100, caps=('postcopy-preempt',), channels=('main', 'preempt'))
+if wanted('preempt'):
+    postcopy(Q72, PC72, '7.2', 'preempt', Q72, caps=('postcopy-preempt',), channels=('main', 'preempt'))
+    postcopy(Q100, Q100M, '10.0', 'preempt', Q100, caps=('postcopy-preempt',), channels=('main', 'preempt'))
