@@ -86,9 +86,13 @@ extension StreamElement {
 struct Rebuilder {
     var writer = QemuStreamWriter()
     var buffer = StreamBuffer()
-    private var addresses = false
+    /// 7.2 with preempt names the block whenever it changes the channel; then the captured names are followed.
+    let followsNames: Bool
 
-    init(_ writer: QemuStreamWriter = QemuStreamWriter()) { self.writer = writer }
+    init(_ writer: QemuStreamWriter = QemuStreamWriter(), followsNames: Bool = false) {
+        self.writer = writer
+        self.followsNames = followsNames
+    }
 
     mutating func rebuild(_ seen: Seen, reader: QemuStreamReader) {
         let bytes = seen.bytes.span.rawBytes
@@ -96,8 +100,7 @@ struct Rebuilder {
         case .header: writer.header(machine: reader.machine, to: &buffer)
         case .configuration(.targetPageBits(let bits)): writer.targetPageBits(bits, to: &buffer)
         case .configuration(.capabilities):
-            addresses = reader.ignoresShared
-            writer.capabilities(addresses ? ["x-ignore-shared"] : [], to: &buffer)
+            writer.capabilities(reader.ignoresShared ? ["x-ignore-shared"] : [], to: &buffer)
         case .configuration(.uuid): writer.uuid(bytes.extracting(last: 16), to: &buffer)
         case .sectionStart(let head):
             writer.sectionStart(id: head.id, name: name(head, seen), version: head.version, to: &buffer)
@@ -109,6 +112,7 @@ struct Rebuilder {
         case .footer(let id): writer.footer(id: id, to: &buffer)
         case .blockList: writer.blockList(reader.table, withAddresses: reader.ignoresShared, to: &buffer)
         case .page(let block, let offset):
+            if followsNames && seen.bytes.count > 8 + 4096 { writer.forgetBlock() }
             writer.page(block: block, offset: offset, to: &buffer)
             buffer.append(bytes.extracting(last: 4096))
         case .zero(let block, let offset): writer.zero(block: block, offset: offset, to: &buffer)
@@ -184,4 +188,17 @@ enum Fixture {
         }
         return out
     }
+}
+
+extension StreamBuffer {
+    /// A copy of what was written.
+    var array: [UInt8] {
+        let bytes = bytes
+        return (0..<bytes.byteCount).map { bytes.byte(at: $0) }
+    }
+}
+
+extension ConnectionKind {
+    /// The initialiser for arrays; a span of a temporary inside `#expect` breaks the compiler (6.3.1).
+    static func told(by bytes: [UInt8]) -> ConnectionKind? { ConnectionKind(firstBytes: bytes.span.rawBytes) }
 }
