@@ -147,7 +147,7 @@ public struct QemuStreamReader: Sendable {
         case .device: deviceBytes(bytes)
         case .afterEndOfFile: afterEndOfFile(bytes)
         case .description(let left): descriptionBytes(bytes, left: left)
-        case .ended: ended(bytes)
+        case .ended: try ended(bytes)
         case .closed: try closed(bytes)
         }
     }

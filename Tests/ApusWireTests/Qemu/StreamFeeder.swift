@@ -1,5 +1,5 @@
+// Also compiled into the fuzzer (Fuzz/run.sh): no Foundation, no Testing here.
 import ApusSystem
-import Foundation
 
 @testable import ApusWire
 
@@ -80,6 +80,16 @@ struct Feeder {
 
 extension StreamElement {
     var isOpaque: Bool { self == .deviceBytes || self == .vmDescriptionBytes }
+
+    var isPageRecord: Bool {
+        switch self {
+        case .page, .zero, .xbzrle, .compressed: true
+        case .header, .configuration, .sectionStart, .sectionPart, .sectionEnd, .sectionFull, .footer, .blockList, .multifdFlush,
+            .endOfRecords, .bitmapChunk, .command, .packageEnd, .deviceBytes, .endOfFile, .vmDescription, .vmDescriptionBytes,
+            .end:
+            false
+        }
+    }
 }
 
 /// Puts a stream together again from its elements, through the writer wherever the writer has a word for it.
@@ -96,6 +106,7 @@ struct Rebuilder {
 
     mutating func rebuild(_ seen: Seen, reader: QemuStreamReader) {
         let bytes = seen.bytes.span.rawBytes
+        if followsNames, seen.element.isPageRecord, seen.bytes[7] & 0x20 == 0 { writer.forgetBlock() }
         switch seen.element {
         case .header: writer.header(machine: reader.machine, to: &buffer)
         case .configuration(.targetPageBits(let bits)): writer.targetPageBits(bits, to: &buffer)
@@ -112,7 +123,6 @@ struct Rebuilder {
         case .footer(let id): writer.footer(id: id, to: &buffer)
         case .blockList: writer.blockList(reader.table, withAddresses: reader.ignoresShared, to: &buffer)
         case .page(let block, let offset):
-            if followsNames && seen.bytes.count > 8 + 4096 { writer.forgetBlock() }
             writer.page(block: block, offset: offset, to: &buffer)
             buffer.append(bytes.extracting(last: 4096))
         case .zero(let block, let offset): writer.zero(block: block, offset: offset, to: &buffer)
@@ -139,54 +149,6 @@ struct Rebuilder {
 
     private func name(_ head: SectionHead, _ seen: Seen) -> String {
         String(decoding: seen.bytes[6..<6 + head.nameLength], as: UTF8.self)
-    }
-}
-
-/// The captures under Fixtures: u32 big-endian length and one LZ4 block (see capture.py).
-enum Fixture {
-    static func load(_ name: String) throws -> [UInt8] {
-        guard let directory = Bundle.module.resourceURL else { throw CocoaError(.fileNoSuchFile) }
-        let packed = [UInt8](try Data(contentsOf: directory.appending(path: "Fixtures/\(name)")))
-        let size = Int(packed.span.rawBytes.bigEndian(at: 0, as: UInt32.self))
-        let bytes = unpack(packed.dropFirst(4), size: size)
-        guard bytes.count == size else { throw CocoaError(.fileReadCorruptFile) }
-        return bytes
-    }
-
-    /// All captures of the given channels, sorted.
-    static func names(_ channels: String...) -> [String] {
-        let directory = Bundle.module.resourceURL?.appending(path: "Fixtures").path() ?? ""
-        let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
-        return names.filter { name in channels.contains { name.hasSuffix("." + $0) } }.sorted()
-    }
-
-    private static func unpack(_ packed: ArraySlice<UInt8>, size: Int) -> [UInt8] {
-        var out: [UInt8] = []
-        out.reserveCapacity(size)
-        var at = packed.startIndex
-        func number(_ nibble: UInt8) -> Int {
-            var value = Int(nibble)
-            guard nibble == 15 else { return value }
-            while packed[at] == 255 {
-                value += 255
-                at += 1
-            }
-            value += Int(packed[at])
-            at += 1
-            return value
-        }
-        while at < packed.endIndex {
-            let token = packed[at]
-            at += 1
-            let literals = number(token >> 4)
-            out.append(contentsOf: packed[at..<at + literals])
-            at += literals
-            guard at < packed.endIndex else { break }
-            let distance = Int(packed[at]) | Int(packed[at + 1]) << 8
-            at += 2
-            for _ in 0..<number(token & 15) + 4 { out.append(out[out.count - distance]) }
-        }
-        return out
     }
 }
 
