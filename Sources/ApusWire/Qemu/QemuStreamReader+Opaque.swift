@@ -69,13 +69,14 @@ extension QemuStreamReader {
         return .element(.vmDescriptionBytes, length: printable)
     }
 
-    mutating func ended(_ bytes: RawSpan) -> Step {
-        // The event comes once; see `endReported`.
+    mutating func ended(_ bytes: RawSpan) throws(StreamError) -> Step {
         if !endReported {
             endReported = true
             return .element(.end, length: 0)
         }
         guard bytes.byteCount > 0 else { return .needMore(1) }
+        // The end of a post-copy stream is not guessed.
+        guard !isPostcopy else { throw .bytesAfterEnd }
         endReported = false
         state = .device
         return deviceBytes(bytes)

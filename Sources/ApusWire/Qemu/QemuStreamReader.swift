@@ -116,24 +116,23 @@ public struct QemuStreamReader: Sendable {
         return step
     }
 
+    /// Whether the stream is complete if no byte follows. True at `end`, but also behind a byte that only looks like the
+    /// end (`endOfFile` in device state), because machine types with suppress-vmdesc send nothing after it.
+    public var mayEndHere: Bool {
+        switch state {
+        case .ended, .closed, .afterEndOfFile: true
+        // Machine types from 8.0 close the preempt channel without EOS.
+        case .records: isPreempt
+        case .header, .configuration, .elements, .bitmapChunks, .footer, .earlyDevice, .device, .description: false
+        }
+    }
+
     /// Call when the connection has ended and all its bytes were given.
     ///
     /// - Parameter left: bytes that were given but are not part of a reported element.
     /// - Throws: ``StreamError/truncated(position:)`` unless the stream may end here.
     public func finish(left: Int) throws(StreamError) {
-        switch state {
-        case .ended, .closed:
-            if left == 0 { return }
-        case .afterEndOfFile:
-            // A machine type with suppress-vmdesc sends no description.
-            if left == 0 { return }
-        case .records:
-            // Machine types from 8.0 close the preempt channel without EOS.
-            if isPreempt && left == 0 { return }
-        case .header, .configuration, .elements, .bitmapChunks, .footer, .earlyDevice, .device, .description:
-            break
-        }
-        throw .truncated(position: position)
+        guard mayEndHere, left == 0 else { throw .truncated(position: position) }
     }
 
     mutating func element(_ bytes: RawSpan) throws(StreamError) -> Step {
@@ -148,7 +147,7 @@ public struct QemuStreamReader: Sendable {
         case .device: deviceBytes(bytes)
         case .afterEndOfFile: afterEndOfFile(bytes)
         case .description(let left): descriptionBytes(bytes, left: left)
-        case .ended: ended(bytes)
+        case .ended: try ended(bytes)
         case .closed: try closed(bytes)
         }
     }

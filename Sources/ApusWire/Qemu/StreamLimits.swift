@@ -9,7 +9,7 @@ public struct StreamLimits: Sendable, Equatable {
     /// Sum of the used lengths of all blocks, in bytes.
     public var ramBytes: UInt64 = 1 << 52
     /// Bytes of one chunk of a dirty bitmap. QEMU sends 1 KiB.
-    public var bitmapChunkBytes: UInt64 = 1 << 20
+    public var bitmapChunkBytes: UInt64 = 1 << 16
     /// Bytes of one device section that stands before RAM, where its end has to be searched for.
     public var earlyDeviceBytes = 64 << 20
     /// Bytes of the JSON text at the end. QEMU's is some 100 KiB.
@@ -21,6 +21,6 @@ public struct StreamLimits: Sendable, Equatable {
     public static let pageBytes = 4096
     /// zlib's own bound for the compressed form of one page.
     public static let compressedPageBytes = 4110
-    /// An element with a length of its own never needs more bytes than this in one piece: a full block list.
+    /// With the default limits no element needs more bytes than this in one piece: a full block list.
     public static let elementBytesMax = 8 + 1024 * (1 + 255 + 8 + 8 + 8) + 8
 }
