@@ -60,7 +60,8 @@ let package = Package(
         module(
             "ApusControl",
             [
-                "ApusSystem", "ApusMemory", "ApusWire", "ApusFabric", "ApusFlow", "ApusQMP",
+                "ApusSystem", "ApusAPI", "ApusMemory", "ApusWire", "ApusFabric", "ApusFlow", "ApusQMP",
+                product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
                 product("Logging", "swift-log"), product("GRDB", "GRDB.swift"),
                 product("Hummingbird", "hummingbird"), product("ServiceLifecycle", "swift-service-lifecycle"),
             ]),
@@ -87,7 +88,12 @@ let package = Package(
         tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
         tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
         tests("ApusFlowTests", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow"]),
-        tests("ApusControlTests", ["ApusSystem", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire"]),
+        tests(
+            "ApusControlTests",
+            [
+                "ApusSystem", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire",
+                product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
+            ]),
         tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusQMP"]),
         tests("TidyTests", []),
     ]

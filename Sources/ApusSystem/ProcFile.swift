@@ -1,0 +1,82 @@
+internal import CApus
+internal import Glibc
+
+/// Small files of the kernel's (`/proc`, `/sys`), whose size is only known by reading them.
+public enum ProcFile {
+    /// The largest file read; a QEMU's `maps` is some 100 kB.
+    public static let bytesMax = 16 << 20
+
+    /// - Throws: `SystemFailure`; `EFBIG` above `bytesMax`.
+    public static func bytes(_ path: String) throws(SystemFailure) -> [UInt8] {
+        let descriptor = unsafe open(path, O_RDONLY | O_CLOEXEC)
+        guard descriptor >= 0 else { throw SystemFailure(call: "open \(path)", errno: errno) }
+        defer { _ = close(descriptor) }
+        var all: [UInt8] = []
+        var chunk = [UInt8](repeating: 0, count: 64 << 10)
+        while true {
+            // SAFETY: the kernel writes at most `count` bytes into the array.
+            let count = unsafe chunk.withUnsafeMutableBytes { unsafe Glibc.read(descriptor, $0.baseAddress, $0.count) }
+            if count < 0 {
+                if errno == EINTR { continue }
+                throw SystemFailure(call: "read \(path)", errno: errno)
+            }
+            if count == 0 { return all }
+            all += chunk[..<count]
+            guard all.count <= bytesMax else { throw SystemFailure(call: "read \(path)", errno: EFBIG) }
+        }
+    }
+
+    public static func read(_ path: String) throws(SystemFailure) -> String {
+        String(decoding: try bytes(path), as: UTF8.self)
+    }
+
+    /// Field 22 of `/proc/PID/stat`. The name in field 2 may hold anything, so counting starts after its last `)`.
+    public static func startTicks(stat text: String) -> UInt64? {
+        guard let end = text.lastIndex(of: ")") else { return nil }
+        let fields = text[text.index(after: end)...].split(separator: " ")
+        return fields.count > 19 ? UInt64(fields[19]) : nil
+    }
+}
+
+/// Which file a path leads to, links followed.
+public struct FileIdentity: Sendable, Hashable {
+    public let deviceMajor: UInt64
+    public let deviceMinor: UInt64
+    public let inode: UInt64
+    public let size: UInt64
+
+    public static func of(path: String) throws(SystemFailure) -> FileIdentity {
+        var file = capus_file()
+        // SAFETY: the path is NUL-terminated for the call, the structure outlives it.
+        let error = unsafe capus_stat(path, &file)
+        guard error == 0 else { throw SystemFailure(call: "stat \(path)", errno: error) }
+        return FileIdentity(
+            deviceMajor: file.device_major, deviceMinor: file.device_minor, inode: file.inode, size: file.size)
+    }
+}
+
+public enum FileSystemRoom {
+    /// Bytes that can still be written to the file system of `path`.
+    public static func available(path: String) throws(SystemFailure) -> UInt64 {
+        var bytes: UInt64 = 0
+        // SAFETY: the path is NUL-terminated for the call, the variable outlives it.
+        let error = unsafe capus_room(path, &bytes)
+        guard error == 0 else { throw SystemFailure(call: "statvfs \(path)", errno: error) }
+        return bytes
+    }
+}
+
+/// A file locked for this process; the lock ends with this value, or with the process.
+public final class FileLock: Sendable {
+    private let descriptor: Int32
+
+    /// - Throws: `SystemFailure`; `EWOULDBLOCK` when another process has it.
+    public init(path: String) throws(SystemFailure) {
+        // SAFETY: the path is NUL-terminated for the call.
+        let descriptor = unsafe capus_lock_file(path)
+        guard descriptor >= 0 else { throw SystemFailure(call: "lock \(path)", errno: -descriptor) }
+        self.descriptor = descriptor
+    }
+
+    deinit { _ = close(descriptor) }
+}
