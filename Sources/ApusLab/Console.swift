@@ -65,6 +65,10 @@ public final class Console: Sendable {
         }
     }
 
+    /// Waits for a full check that began here. A wrong page, or a guest that says nothing, is a result to be read from
+    /// the trace, not a fault of the experiment.
+    func check(seconds: Double) async { _ = try? await verdicts(2, seconds: seconds) }
+
     private final class Stamper: ChannelInboundHandler {
         typealias InboundIn = ByteBuffer
         private let console: Console

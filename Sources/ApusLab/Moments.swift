@@ -10,6 +10,7 @@ extension Duration {
 /// Asks again and again until `probe` gives an answer.
 ///
 /// - Throws: `LabError.timedOut`, whatever `probe` throws, `CancellationError`.
+@discardableResult
 public func wait<Answer>(
     for what: String, seconds: Double, every step: Duration = .milliseconds(5), probe: () async throws -> Answer?
 ) async throws -> Answer {

@@ -22,6 +22,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var rounds: Int?
     /// Full checks by the guest that began after the switch, and pages it found wrong.
     public var checksAfter = 0
+    /// Ticks the guest gave at the destination.
+    public var ticksAfter = 0
     public var pagesWrong = 0
     /// Page writes per second of the guest.
     public var speedBefore: Double?
@@ -43,6 +45,7 @@ public struct Outcome: Sendable, Equatable, Codable {
     public mutating func take(source: ConsoleTrace, destination: ConsoleTrace, started: Moment, ended: Moment) {
         pause = GuestPause.measure(source: source, destination: destination, started: started)
         pagesWrong = source.wrong.count + destination.wrong.count
+        ticksAfter = destination.ticks.count
         checksAfter = max(0, destination.verdicts.count - 1)
         speedBefore = source.pagesPerS(from: started - .seconds(2), to: started)
         // In post-copy the guest runs at the destination before the migration is over: count there what is "during".

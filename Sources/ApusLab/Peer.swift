@@ -21,7 +21,8 @@ public enum Peer: Sendable {
                 case .apus(let peer):
                     return try await peer.migrate(workload, over: pair, in: lab, image: image, accelerator: accelerator)
                 case .qemu(let plain):
-                    return try await plain.migrate(workload, over: pair, in: lab, image: image, accelerator: accelerator)
+                    return try await plain.migrate(
+                        workload, over: pair, in: lab, image: image, accelerator: accelerator)
                 }
             }
         } catch is CancellationError {

@@ -26,7 +26,9 @@ public struct PlainQemu: Sendable {
     }
 
     /// Boots the guest at the source, moves it, waits until it has checked all its memory once at the destination.
-    public func migrate(_ workload: Workload, over pair: HostPair, in lab: Lab, image: GuestImage, accelerator: Accelerator)
+    public func migrate(
+        _ workload: Workload, over pair: HostPair, in lab: Lab, image: GuestImage, accelerator: Accelerator
+    )
         async throws -> Outcome
     {
         let source = try await Side.start("source", self, workload, pair.source, lab, image, accelerator)
@@ -49,11 +51,7 @@ public struct PlainQemu: Sendable {
         let info = try await source.qmp.execute(.queryMigrate)
         outcome.reportedDowntimeMs = info.downtimeMs.map(Double.init)
         outcome.rounds = info.ram.map { Int($0.dirtySyncCount) }
-        do {
-            try await destination.console.verdicts(2, seconds: 60)
-        } catch LabError.guestWrong {
-            // A result, not a fault of the experiment; the count of wrong pages tells.
-        }
+        await destination.console.check(seconds: 60)
         outcome.take(
             source: source.console.trace, destination: destination.console.trace, started: started, ended: ended)
         for side in [destination, source] { await side.stop() }
@@ -99,7 +97,8 @@ public struct PlainQemu: Sendable {
                     case .stop, .resume, .shutdown, .reset, .migration, .migrationPass, .other: continue
                     }
                 }
-                throw LabError.migrationFailed(peer: label, reason: "the source QEMU is gone: \(source.process.logEnd())")
+                throw LabError.migrationFailed(
+                    peer: label, reason: "the source QEMU is gone: \(source.process.logEnd())")
             }
             group.addTask {
                 try await ContinuousClock().sleep(for: .seconds(timeoutS))
@@ -155,30 +154,5 @@ struct Side: Sendable {
         _ = try? await qmp.execute(.quit, timeout: .seconds(1))
         await qmp.close()
         await process.stop()
-    }
-}
-
-/// Wire bytes and CPU time between two moments.
-struct Meter: Sendable {
-    let pair: HostPair
-    let source: Int32
-    let destination: Int32
-    private let bytes: WireBytes?
-    private let cpu: (source: CPUTime?, destination: CPUTime?)
-
-    static func start(pair: HostPair, source: Int32, destination: Int32) async throws -> Meter {
-        Meter(
-            pair: pair, source: source, destination: destination, bytes: try await pair.wireBytes(),
-            cpu: (CPUTime.of(pid: source), CPUTime.of(pid: destination)))
-    }
-
-    func stop(into outcome: inout Outcome) async throws {
-        if let bytes, let now = try await pair.wireBytes() { outcome.wireBytes = (now - bytes).both }
-        func spent(_ pid: Int32, since earlier: CPUTime?) -> Double? {
-            guard let earlier, let now = CPUTime.of(pid: pid) else { return nil }
-            return now.besideGuest - earlier.besideGuest
-        }
-        outcome.qemuCPUSource = spent(source, since: cpu.source)
-        outcome.qemuCPUDestination = spent(destination, since: cpu.destination)
     }
 }

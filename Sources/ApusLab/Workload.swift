@@ -11,6 +11,8 @@ public struct Workload: Sendable, Equatable, Codable {
     public var hotMiB = 32
     /// Page writes per second; 0: as fast as the guest can.
     public var pagesPerS = 1500
+    /// Per cent of the CPU that checking may take; nil: what suits the pattern.
+    public var checkShare: Int?
     /// `few`: 64-byte lines in which a write changes one word.
     public var lines = 2
     public var seed = 1
@@ -68,10 +70,12 @@ public struct Workload: Sendable, Equatable, Codable {
 
     private var kernelCommandLine: String {
         var words = [
-            "console=ttyS0", "quiet", "panic=-1", "tsc=reliable", "mitigations=off", "prove.pattern=\(pattern.rawValue)",
+            "console=ttyS0", "quiet", "panic=-1", "tsc=reliable", "mitigations=off",
+            "prove.pattern=\(pattern.rawValue)",
             "prove.region=\(regionMiB)M", "prove.hot=\(hotMiB)M", "prove.rate=\(pagesPerS)", "prove.seed=\(seed)",
             "prove.lines=\(lines)",
         ]
+        if let checkShare { words.append("prove.share=\(checkShare)") }
         if disk != nil { words.append("prove.disk=/dev/vda") }
         return words.joined(separator: " ")
     }

@@ -33,11 +33,12 @@ struct BenchMigrate: AsyncParsableCommand {
         let accelerator = await Accelerator.probe(qemu: qemu, image: image)
         let matrix = try await matrix()
         note("\(matrix.cells.count) migrations, guests under \(accelerator.rawValue.uppercased())")
-        var report = Report(
-            machine: machineName(), date: Date.now.formatted(.iso8601.year().month().day()), accelerator: accelerator,
-            outcomes: [])
-        report.outcomes = try await matrix.measure(image: image, accelerator: accelerator) { cell, outcome, index, total in
-            note("[\(index)/\(total)] \(cell.workload.name), \(rateName(cell.rate)), \(cell.peer.label): \(outcome.line)")
+        var report = Report.empty(accelerator)
+        report.outcomes = try await matrix.measure(image: image, accelerator: accelerator) {
+            cell, outcome, index, total in
+            note(
+                "[\(index)/\(total)] \(cell.workload.name), \(rateName(cell.rate)), \(cell.peer.label): \(outcome.line)"
+            )
         }
         try write(report)
         print(report.plainTable([.total, .move, .wire, .downtime, .reported, .rounds, .speed, .wrong]))
@@ -56,21 +57,22 @@ struct BenchMigrate: AsyncParsableCommand {
             guard let rate = ApusLab.rate(named: String(text)) else { throw ValidationError("no rate \(text)") }
             return rate
         }
-        var movers: [Peer] = []
         var programs = [try await QemuProgram.identify(path: qemu)]
         if let qemu10 { programs.append(try await QemuProgram.identify(path: qemu10)) }
-        for name in peers.split(separator: ",").map(String.init) {
-            if name == "apus" {
-                movers.append(.apus(ApusPeer(program: ApusPeer.findProgram(), qemu: qemu)))
-                continue
-            }
-            guard let mode = PlainQemu.Mode(rawValue: name) else { throw ValidationError("no peer \(name)") }
-            for program in programs {
-                movers.append(.qemu(PlainQemu(program: program.path, version: program.version, mode: mode)))
-            }
-        }
+        let movers = try Self.movers(peers, programs: programs)
         guard !chosen.isEmpty, !links.isEmpty, !movers.isEmpty else { throw ValidationError("nothing to measure") }
         return Matrix(workloads: chosen, rates: links, peers: movers, runs: quick ? 1 : runs)
+    }
+
+    /// Apus runs the first of the programs; QEMU's own modes are measured with each.
+    static func movers(_ names: String, programs: [QemuProgram]) throws -> [Peer] {
+        try names.split(separator: ",").flatMap { name -> [Peer] in
+            if name == "apus" {
+                return programs.prefix(1).map { .apus(ApusPeer(program: ApusPeer.findProgram(), qemu: $0.path)) }
+            }
+            guard let mode = PlainQemu.Mode(rawValue: String(name)) else { throw ValidationError("no peer \(name)") }
+            return programs.map { .qemu(PlainQemu(program: $0.path, version: $0.version, mode: mode)) }
+        }
     }
 
     private func write(_ report: Report) throws {
@@ -83,13 +85,6 @@ struct BenchMigrate: AsyncParsableCommand {
         try Data(chart.svg.utf8).write(to: folder.appendingPathComponent("chart.svg"))
         note("results: \(folder.path)/results.json, results.md, chart.svg")
     }
-}
-
-/// `2 cores, Linux 6.18`
-func machineName() -> String {
-    let release = (try? String(contentsOfFile: "/proc/sys/kernel/osrelease", encoding: .utf8)) ?? "?"
-    let version = release.split(separator: ".").prefix(2).joined(separator: ".")
-    return "\(ProcessInfo.processInfo.activeProcessorCount) cores, Linux \(version)"
 }
 
 extension Outcome {

@@ -6,10 +6,12 @@ import Foundation
 struct LabCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lab", abstract: "Real guests, real QEMUs, real links. Started by ./dev.",
-        subcommands: [Bench.self])
+        subcommands: [Demo.self, Bench.self, Soak.self])
 
     /// Runs `body` in a task that Ctrl-C cancels, so that every laboratory in it is cleared away.
-    static func interruptible<Result: Sendable>(_ body: @escaping @Sendable () async throws -> Result) async throws -> Result {
+    static func interruptible<Result: Sendable>(_ body: @escaping @Sendable () async throws -> Result) async throws
+        -> Result
+    {
         let task = Task { try await body() }
         let sources = [SIGINT, SIGTERM].map { number in
             signal(number, SIG_IGN)
@@ -21,7 +23,7 @@ struct LabCommand: AsyncParsableCommand {
         defer { for source in sources { source.cancel() } }
         do {
             return try await task.value
-        } catch where task.isCancelled {
+        } catch  where task.isCancelled {
             note("interrupted; everything was cleared away")
             throw ExitCode(130)
         }
@@ -30,9 +32,20 @@ struct LabCommand: AsyncParsableCommand {
 
 struct Bench: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measurements beside QEMU itself.", subcommands: [BenchMigrate.self],
+        abstract: "Measurements beside QEMU itself.", subcommands: [BenchMigrate.self, BenchSpeed.self],
         defaultSubcommand: BenchMigrate.self)
 }
 
 /// Progress for people; results go to standard output.
 func note(_ text: String) { FileHandle.standardError.write(Data("\(text)\n".utf8)) }
+
+extension Report {
+    /// A report of this machine and day.
+    static func empty(_ accelerator: Accelerator) -> Report {
+        let release = (try? String(contentsOfFile: "/proc/sys/kernel/osrelease", encoding: .utf8)) ?? "?"
+        let version = release.split(separator: ".").prefix(2).joined(separator: ".")
+        return Report(
+            machine: "\(ProcessInfo.processInfo.activeProcessorCount) cores, Linux \(version)",
+            date: Date.now.formatted(.iso8601.year().month().day()), accelerator: accelerator, outcomes: [])
+    }
+}

@@ -58,12 +58,14 @@ public struct Chart: Sendable {
     private var heads: String {
         measures.enumerated().map { column, measure in
             let x = Self.labelWidth + column * Self.columnWidth + Self.nameWidth
-            return "<text x=\"\(x)\" y=\"66\" font-weight=\"bold\" fill=\"#0f172a\">\(Self.escaped(measure.rawValue))</text>\n"
+            return
+                "<text x=\"\(x)\" y=\"66\" font-weight=\"bold\" fill=\"#0f172a\">\(Self.escaped(measure.rawValue))</text>\n"
         }.joined()
     }
 
     private func row(_ group: Report.Group, top: Int) -> String {
-        var text = "<text x=\"14\" y=\"\(top + 11)\" font-weight=\"bold\" fill=\"#0f172a\">\(Self.escaped(group.title))</text>\n"
+        var text =
+            "<text x=\"14\" y=\"\(top + 11)\" font-weight=\"bold\" fill=\"#0f172a\">\(Self.escaped(group.title))</text>\n"
         for (column, measure) in measures.enumerated() {
             let left = Self.labelWidth + column * Self.columnWidth
             let longest = group.lines.compactMap { $0.spread(measure)?.most }.max() ?? 0
@@ -80,19 +82,24 @@ public struct Chart: Sendable {
         _ line: Report.Line, _ measure: Report.Measure, colour: String, left: Int, top: Int, longest: Double
     ) -> String {
         let x = left + Self.nameWidth, middle = Double(top) + Double(Self.barHeight) / 2
-        var text = "<text x=\"\(x - 6)\" y=\"\(top + 10)\" text-anchor=\"end\" fill=\"#334155\">\(Self.escaped(line.peer))</text>\n"
+        var text =
+            "<text x=\"\(x - 6)\" y=\"\(top + 10)\" text-anchor=\"end\" fill=\"#334155\">\(Self.escaped(line.peer))</text>\n"
         guard let spread = line.spread(measure), longest > 0 else {
-            return text + "<text x=\"\(x + 2)\" y=\"\(top + 10)\" fill=\"#94a3b8\">\(line.failures > 0 ? "failed" : "-")</text>\n"
+            return text
+                + "<text x=\"\(x + 2)\" y=\"\(top + 10)\" fill=\"#94a3b8\">\(line.failures > 0 ? "failed" : "-")</text>\n"
         }
         func length(_ value: Double) -> Double { (value / longest * Double(Self.barWidth) * 10).rounded() / 10 }
-        text += "<rect x=\"\(x)\" y=\"\(top)\" width=\"\(length(spread.median))\" height=\"\(Self.barHeight)\" fill=\"\(colour)\"/>\n"
+        text +=
+            "<rect x=\"\(x)\" y=\"\(top)\" width=\"\(length(spread.median))\" height=\"\(Self.barHeight)\" fill=\"\(colour)\"/>\n"
         if spread.most > spread.least {
             let from = Double(x) + length(spread.least), to = Double(x) + length(spread.most)
-            text += "<line x1=\"\(from)\" y1=\"\(middle)\" x2=\"\(to)\" y2=\"\(middle)\" stroke=\"#0f172a\" stroke-width=\"1.2\"/>\n"
+            text +=
+                "<line x1=\"\(from)\" y1=\"\(middle)\" x2=\"\(to)\" y2=\"\(middle)\" stroke=\"#0f172a\" stroke-width=\"1.2\"/>\n"
         }
         let after = Double(x) + length(max(spread.median, spread.most)) + 5
         let failed = line.failures > 0 ? " (\(line.failures) failed)" : ""
-        return text + "<text x=\"\(after)\" y=\"\(top + 10)\" fill=\"#0f172a\">\(brief(spread.median))\(failed)</text>\n"
+        return text
+            + "<text x=\"\(after)\" y=\"\(top + 10)\" fill=\"#0f172a\">\(brief(spread.median))\(failed)</text>\n"
     }
 
     private static func colour(_ peer: String, _ index: Int) -> String {
