@@ -40,8 +40,8 @@ struct BenchMigrate: AsyncParsableCommand {
                 "[\(index)/\(total)] \(cell.workload.name), \(rateName(cell.rate)), \(cell.peer.label): \(outcome.line)"
             )
         }
-        try write(report)
-        print(report.plainTable([.total, .move, .wire, .downtime, .reported, .rounds, .speed, .wrong]))
+        try report.write(into: output)
+        report.print()
         if report.outcomes.contains(where: { $0.pagesWrong > 0 || $0.failure != nil }) { throw ExitCode(1) }
     }
 
@@ -73,17 +73,6 @@ struct BenchMigrate: AsyncParsableCommand {
             guard let mode = PlainQemu.Mode(rawValue: String(name)) else { throw ValidationError("no peer \(name)") }
             return programs.map { .qemu(PlainQemu(program: $0.path, version: $0.version, mode: mode)) }
         }
-    }
-
-    private func write(_ report: Report) throws {
-        try FileManager.default.createDirectory(atPath: output, withIntermediateDirectories: true)
-        let folder = URL(fileURLWithPath: output)
-        try report.json().write(to: folder.appendingPathComponent("results.json"))
-        let markdown = report.markdown([.total, .move, .wire, .downtime, .reported, .rounds, .speed, .agents, .wrong])
-        try Data(markdown.utf8).write(to: folder.appendingPathComponent("results.md"))
-        let chart = Chart(report, title: "A proving 512 MB guest moves: Apus beside QEMU's own migration")
-        try Data(chart.svg.utf8).write(to: folder.appendingPathComponent("chart.svg"))
-        note("results: \(folder.path)/results.json, results.md, chart.svg")
     }
 }
 

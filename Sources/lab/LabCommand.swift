@@ -32,7 +32,8 @@ struct LabCommand: AsyncParsableCommand {
 
 struct Bench: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Measurements beside QEMU itself.", subcommands: [BenchMigrate.self, BenchSpeed.self],
+        abstract: "Measurements beside QEMU itself.",
+        subcommands: [BenchMigrate.self, BenchSpeed.self, BenchRender.self],
         defaultSubcommand: BenchMigrate.self)
 }
 

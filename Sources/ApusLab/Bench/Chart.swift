@@ -1,12 +1,13 @@
-/// The report as an SVG picture: one row per workload and link, one column per measure, a bar per peer.
+/// The report as an SVG picture: a block per workload and link, a line per peer, a column of bars per measure.
 ///
 /// ```
 ///   title
-///                 total s             wire MB            downtime ms
-///   idle, 1 Gb/s  apus  ###|- 1.2     apus  ## 60        apus  # 9
-///                 plain ####|-- 1.9   plain ##### 140    plain ##### 48
+///                      total s          wire MB          downtime ms
+///   idle, 1 Gb/s
+///     apus             ##|- 1.2         ### 60           # 9
+///     qemu7.2 plain    ####|-- 1.9      ###### 140       ##### 48
 /// ```
-/// A bar is the median, the thin line over its end the range. Bars of one measure in one row share a scale.
+/// A bar is the median, the thin line over its end the range. Bars of one measure in one block share a scale.
 public struct Chart: Sendable {
     public let report: Report
     public let measures: [Report.Measure]
@@ -18,32 +19,32 @@ public struct Chart: Sendable {
         self.title = title
     }
 
-    private static let labelWidth = 190
-    private static let nameWidth = 140
-    private static let barWidth = 190
-    private static let numberWidth = 56
-    private static let columnWidth = nameWidth + barWidth + numberWidth
-    private static let barHeight = 13
-    private static let barStep = 18
-    private static let headHeight = 74
+    private static let namesWidth = 200.0
+    private static let barWidth = 210.0
+    private static let columnWidth = barWidth + 80
+    private static let barHeight = 13.0
+    private static let lineStep = 18.0
+    private static let headHeight = 76.0
     /// Ours stands out; the others are told apart by their names.
     private static let ours = "#c2410c"
-    private static let others = ["#64748b", "#94a3b8", "#475569", "#a1b0c3"]
+    private static let others = "#94a3b8"
+    private static let ink = "#0f172a"
+    private static let pale = "#475569"
 
     public var svg: String {
-        var body = ""
         var top = Self.headHeight
+        var body = ""
         for group in report.groups {
-            body += row(group, top: top)
-            top += group.lines.count * Self.barStep + 26
+            body += block(group, top: top)
+            top += Double(group.lines.count + 1) * Self.lineStep + 12
         }
-        let width = Self.labelWidth + measures.count * Self.columnWidth + 20
+        let width = Self.namesWidth + Double(measures.count) * Self.columnWidth
         return """
-            <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 \(width) \(top + 10)" width="\(width)" \
-            height="\(top + 10)" font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="11">
+            <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 \(width) \(top)" width="\(width)" height="\(top)" \
+            font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="11">
             <rect width="100%" height="100%" fill="#ffffff"/>
-            <text x="14" y="26" font-size="16" font-weight="bold" fill="#0f172a">\(Self.escaped(title))</text>
-            <text x="14" y="44" fill="#475569">\(Self.escaped(subtitle))</text>
+            <g font-size="16">\(text(title, 14, 26, weight: "bold"))</g>
+            \(text(subtitle, 14, 44, fill: Self.pale))
             \(heads)\(body)</svg>
 
             """
@@ -55,58 +56,51 @@ public struct Chart: Sendable {
             + "\(report.machine), \(report.date)"
     }
 
+    private func left(of column: Int) -> Double { Self.namesWidth + Double(column) * Self.columnWidth }
+
     private var heads: String {
-        measures.enumerated().map { column, measure in
-            let x = Self.labelWidth + column * Self.columnWidth + Self.nameWidth
-            return
-                "<text x=\"\(x)\" y=\"66\" font-weight=\"bold\" fill=\"#0f172a\">\(Self.escaped(measure.rawValue))</text>\n"
-        }.joined()
+        measures.enumerated().map { text($1.rawValue, left(of: $0), 66, weight: "bold") }.joined()
     }
 
-    private func row(_ group: Report.Group, top: Int) -> String {
-        var text =
-            "<text x=\"14\" y=\"\(top + 11)\" font-weight=\"bold\" fill=\"#0f172a\">\(Self.escaped(group.title))</text>\n"
-        for (column, measure) in measures.enumerated() {
-            let left = Self.labelWidth + column * Self.columnWidth
-            let longest = group.lines.compactMap { $0.spread(measure)?.most }.max() ?? 0
-            for (index, line) in group.lines.enumerated() {
-                text += bar(
-                    line, measure, colour: Self.colour(line.peer, index), left: left, top: top + index * Self.barStep,
-                    longest: longest)
+    private func block(_ group: Report.Group, top: Double) -> String {
+        var body = text(group.title, 14, top + 10, weight: "bold")
+        for (index, line) in group.lines.enumerated() {
+            let y = top + Double(index + 1) * Self.lineStep
+            body += text(line.peer, 26, y + 10, fill: Self.pale)
+            for (column, measure) in measures.enumerated() {
+                let longest = group.lines.compactMap { $0.spread(measure)?.most }.max() ?? 0
+                body += bar(line, measure, x: left(of: column), y: y, longest: longest)
             }
         }
-        return text
+        return body
     }
 
-    private func bar(
-        _ line: Report.Line, _ measure: Report.Measure, colour: String, left: Int, top: Int, longest: Double
-    ) -> String {
-        let x = left + Self.nameWidth, middle = Double(top) + Double(Self.barHeight) / 2
-        var text =
-            "<text x=\"\(x - 6)\" y=\"\(top + 10)\" text-anchor=\"end\" fill=\"#334155\">\(Self.escaped(line.peer))</text>\n"
+    private func bar(_ line: Report.Line, _ measure: Report.Measure, x: Double, y: Double, longest: Double) -> String {
         guard let spread = line.spread(measure), longest > 0 else {
-            return text
-                + "<text x=\"\(x + 2)\" y=\"\(top + 10)\" fill=\"#94a3b8\">\(line.failures > 0 ? "failed" : "-")</text>\n"
+            return text(line.failures > 0 ? "failed" : "-", x + 2, y + 10, fill: Self.others)
         }
-        func length(_ value: Double) -> Double { (value / longest * Double(Self.barWidth) * 10).rounded() / 10 }
-        text +=
-            "<rect x=\"\(x)\" y=\"\(top)\" width=\"\(length(spread.median))\" height=\"\(Self.barHeight)\" fill=\"\(colour)\"/>\n"
+        func end(_ value: Double) -> Double { x + (value / longest * Self.barWidth * 10).rounded() / 10 }
+        let fill = line.peer == "apus" ? Self.ours : Self.others
+        var body = """
+            <rect x="\(x)" y="\(y)" width="\(end(spread.median) - x)" height="\(Self.barHeight)" fill="\(fill)"/>
+
+            """
         if spread.most > spread.least {
-            let from = Double(x) + length(spread.least), to = Double(x) + length(spread.most)
-            text +=
-                "<line x1=\"\(from)\" y1=\"\(middle)\" x2=\"\(to)\" y2=\"\(middle)\" stroke=\"#0f172a\" stroke-width=\"1.2\"/>\n"
+            let middle = y + Self.barHeight / 2
+            body += """
+                <line x1="\(end(spread.least))" y1="\(middle)" x2="\(end(spread.most))" y2="\(middle)" \
+                stroke="\(Self.ink)" stroke-width="1.2"/>
+
+                """
         }
-        let after = Double(x) + length(max(spread.median, spread.most)) + 5
         let failed = line.failures > 0 ? " (\(line.failures) failed)" : ""
-        return text
-            + "<text x=\"\(after)\" y=\"\(top + 10)\" fill=\"#0f172a\">\(brief(spread.median))\(failed)</text>\n"
+        return body + text(brief(spread.median) + failed, end(spread.most) + 5, y + 10)
     }
 
-    private static func colour(_ peer: String, _ index: Int) -> String {
-        peer == "apus" ? ours : others[index % others.count]
-    }
-
-    private static func escaped(_ text: String) -> String {
-        text.replacing("&", with: "&amp;").replacing("<", with: "&lt;").replacing(">", with: "&gt;")
+    private func text(_ words: String, _ x: Double, _ y: Double, weight: String = "normal", fill: String = ink)
+        -> String
+    {
+        let safe = words.replacing("&", with: "&amp;").replacing("<", with: "&lt;").replacing(">", with: "&gt;")
+        return "<text x=\"\(x)\" y=\"\(y)\" font-weight=\"\(weight)\" fill=\"\(fill)\">\(safe)</text>\n"
     }
 }
