@@ -1,4 +1,5 @@
 internal import Subprocess
+internal import SystemPackage
 
 /// Runs a command to its end.
 ///
@@ -14,12 +15,12 @@ func command(_ words: [String], seconds: Double = 20, showing: Bool = false) asy
             let status: TerminationStatus, output: String, errors: String
             if showing {
                 let result = try await run(
-                    .name(words[0]), arguments: arguments, output: .string(limit: 1 << 20),
+                    executable(words[0]), arguments: arguments, output: .string(limit: 1 << 20),
                     error: .currentStandardError)
                 (status, output, errors) = (result.terminationStatus, result.standardOutput, "")
             } else {
                 let result = try await run(
-                    .name(words[0]), arguments: arguments, output: .string(limit: 1 << 20),
+                    executable(words[0]), arguments: arguments, output: .string(limit: 1 << 20),
                     error: .string(limit: 1 << 16))
                 (status, output, errors) = (result.terminationStatus, result.standardOutput, result.standardError)
             }
@@ -36,3 +37,6 @@ func command(_ words: [String], seconds: Double = 20, showing: Bool = false) asy
         return try await group.next() ?? ""
     }
 }
+
+/// A name is looked up in PATH, as a shell does; a path is taken as it is.
+func executable(_ word: String) -> Executable { word.contains("/") ? .path(FilePath(word)) : .name(word) }

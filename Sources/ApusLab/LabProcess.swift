@@ -29,7 +29,7 @@ public final class LabProcess: Sendable {
         _ = Task.detached {
             do {
                 let result = try await run(
-                    .name(words[0]), arguments: Arguments(Array(words.dropFirst())), input: .none,
+                    executable(words[0]), arguments: Arguments(Array(words.dropFirst())), input: .none,
                     output: .fileDescriptor(file, closeAfterSpawningProcess: false),
                     error: .fileDescriptor(file, closeAfterSpawningProcess: true)
                 ) { execution in
