@@ -20,6 +20,7 @@ public final class Lab: Sendable {
     private struct State {
         var cleanups: [Cleanup] = []
         var processes = 0
+        var pids: [Int32] = []
     }
     private let state = Mutex(State())
     private static let count = Mutex(0)
@@ -39,6 +40,7 @@ public final class Lab: Sendable {
     public static func with<Result: Sendable>(
         keepsLogs: Bool = false, _ experiment: (Lab) async throws -> Result
     ) async throws -> Result {
+        await Leftovers.sweep()
         let lab = try Lab(keepsLogs: keepsLogs)
         do {
             let result = try await experiment(lab)
@@ -62,6 +64,11 @@ public final class Lab: Sendable {
         state.withLock { $0.cleanups.append(Cleanup(what: what, action: action)) }
     }
 
+    /// Programs of this experiment that run now and were not started by `start`: QEMUs that agents started.
+    public var strangers: [Int32] { Leftovers.processes(naming: folder).map(\.pid).filter { !started.contains($0) } }
+
+    private var started: [Int32] { state.withLock { $0.pids } }
+
     /// Starts a program that is ended with the laboratory; its output goes to `NAME-n.log`.
     public func start(_ name: String, _ words: [String]) async throws -> LabProcess {
         let number = state.withLock {
@@ -69,6 +76,7 @@ public final class Lab: Sendable {
             return $0.processes
         }
         let process = try await LabProcess.start(name: name, words, log: path("\(name)-\(number).log"))
+        state.withLock { $0.pids.append(process.pid) }
         later("process \(process.pid) (\(name))") { await process.stop() }
         return process
     }
@@ -83,6 +91,11 @@ public final class Lab: Sendable {
                     FileHandle.standardError.write(Data("lab: cannot clear \(next.what): \(error)\n".utf8))
                 }
             }
+            let left = Leftovers.processes(naming: folder)
+            for process in left {
+                FileHandle.standardError.write(Data("lab: \(process.pid) was left behind: \(process.command)\n".utf8))
+            }
+            await Leftovers.end(left, naming: folder)
             if failed && keepsLogs {
                 FileHandle.standardError.write(Data("lab: the logs are in \(folder)\n".utf8))
             } else {

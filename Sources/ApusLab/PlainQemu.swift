@@ -5,6 +5,7 @@ internal import Foundation
 public struct PlainQemu: Sendable {
     public enum Mode: String, Sendable, CaseIterable, Codable {
         case plain, xbzrle
+        case autoConverge = "auto-converge"
         case multifdZstd = "multifd+zstd"
         case postcopyPreempt = "postcopy+preempt"
     }
@@ -63,6 +64,7 @@ public struct PlainQemu: Sendable {
         var parameters = MigrateParameters(downtimeLimitMs: downtimeLimitMs, maxBandwidth: 0)
         switch mode {
         case .plain: break
+        case .autoConverge: capabilities["auto-converge"] = true
         case .xbzrle:
             capabilities["xbzrle"] = true
             parameters.xbzrleCacheSize = xbzrleCacheBytes

@@ -31,6 +31,18 @@ import Testing
         #expect(process.status?.contains("9") == true)
     }
 
+    /// As an agent's QEMUs are: started by a process of ours that is gone, known only by the folder on their command line.
+    @Test func endsWhatItsProcessesLeft() async throws {
+        let stranger = try await Lab.with { lab in
+            let words = ["sh", "-c", "(exec sh -c 'while :; do sleep 0.1; done' \(lab.path("x"))) &"]
+            let parent = try await lab.start("parent", words)
+            try await wait(for: "the parent", seconds: 5) { parent.status }
+            return try #require(lab.strangers.first)
+        }
+        // Its entry may stay until process 1 collects it, but it runs no program any more.
+        #expect((FileManager.default.contents(atPath: "/proc/\(stranger)/cmdline") ?? Data()).isEmpty)
+    }
+
     @Test func saysWhatAnEndedProcessPrinted() async throws {
         try await Lab.with { lab in
             let process = try await lab.start("talker", ["sh", "-c", "echo reason >&2; exit 3"])
