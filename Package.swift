@@ -33,6 +33,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
         .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
         .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
@@ -76,7 +77,13 @@ let package = Package(
             ], swiftSettings: strict),
 
         // The laboratory: real guests, real QEMUs, namespaces; used by tests, demo and benchmarks. Not shipped.
-        module("ApusLab", ["ApusSystem", "ApusAPI", "ApusQMP", product("Subprocess", "swift-subprocess")]),
+        module(
+            "ApusLab",
+            [
+                "ApusSystem", "ApusAPI", "ApusQMP", product("Subprocess", "swift-subprocess"),
+                product("SystemPackage", "swift-system"), product("NIOCore", "swift-nio"),
+                product("NIOPosix", "swift-nio"),
+            ]),
         .executableTarget(
             name: "lab",
             dependencies: [

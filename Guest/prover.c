@@ -1,0 +1,407 @@
+// A guest program that proves its own memory.
+//
+// It owns a region of pages. What a page holds is a known function of (page number, version); the versions are kept
+// twice, in a table apart and in the page itself. One thread rewrites pages with new versions and, in between and for
+// ever, compares every word of every page with the function. A page that was lost, torn, delivered twice in the wrong
+// order or taken from another page is therefore seen by the guest itself, whoever moved its memory.
+//
+//   region   page 0 | page 1 | ...                      | page n-1
+//            <------- hot: rewritten ------->|<- written once ->
+//   page     word 0: number | word 1: version | words 2..511: word_of(number, version, index)
+//
+// Lines on the serial console, each written by one write(2):
+//   R pattern=… region=… hot=… rate=… seed=… disk=…         the region is filled; proving begins
+//   T <sequence> <monotonic ns> <page writes so far>        every prove.tick milliseconds, from a thread of its own
+//   V <pass> ok|BAD <pages checked> <page writes so far>    every page has been compared once more
+//   BAD page=… word=… want=… got=… version=… inpage=…       at most MAX_BAD lines a pass
+//
+// Parameters come from the kernel command line; see parameters() for names and defaults.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <linux/fs.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, WORDS = PAGE / 8, LINE_WORDS = 8, MAX_BAD = 16, VOCABULARY = 64 };
+#define MS 1000000ull
+
+enum pattern { INCOMPRESSIBLE, COMPRESSIBLE, FEW, READMOSTLY, IDLE };
+static const char *const pattern_names[] = {"incompressible", "compressible", "few", "readmostly", "idle"};
+
+static struct {
+    enum pattern pattern;
+    uint64_t region, hot;  // bytes
+    uint64_t rate;         // page writes per second, 0: as fast as it can
+    uint64_t seed;
+    uint64_t tick_ms;
+    uint64_t lines;        // `few`: 64-byte lines in which a write changes one word
+    uint64_t share;        // per cent of the CPU that checking may take; 0: what suits the pattern
+    uint64_t zero;         // per mille of the versions that are an all-zero page
+    char disk[128];        // block device read into the page cache and proved with the rest
+} prove;
+
+static uint64_t (*pages)[WORDS];
+static uint32_t *version_of;  // page -> version
+static uint64_t page_count, hot_count;
+static const uint8_t *disk;
+static uint64_t *disk_hash;  // page of the disk -> hash at first reading
+static uint64_t disk_pages;
+static uint64_t writes;  // written by the main thread, read by the ticker
+static uint64_t vocabulary[VOCABULARY];
+static int console;
+static pthread_mutex_t console_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void say(const char *format, ...) {
+    char line[256];
+    va_list arguments;
+    va_start(arguments, format);
+    int length = vsnprintf(line, sizeof line, format, arguments);
+    va_end(arguments);
+    if (length > (int)sizeof line - 1) length = sizeof line - 1;
+    pthread_mutex_lock(&console_lock);
+    for (int done = 0; done < length;) {
+        ssize_t n = write(console, line + done, (size_t)(length - done));
+        if (n < 0 && errno != EINTR) break;  // nobody can be told
+        if (n > 0) done += (int)n;
+    }
+    pthread_mutex_unlock(&console_lock);
+}
+
+static void die(const char *what) {
+    say("BAD prover: %s: %s\n", what, strerror(errno));
+    exit(1);
+}
+
+// ---- What a page holds ------------------------------------------------------------------------------------------
+
+static inline uint64_t mix(uint64_t x) {
+    x ^= x >> 30, x *= 0xbf58476d1ce4e5b9ull;
+    x ^= x >> 27, x *= 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+
+static inline uint64_t start_of(uint64_t page, uint64_t version) {
+    return mix(prove.seed ^ page << 32 ^ version);
+}
+
+// One multiplication a word: under TCG this is what bounds the rate at which a guest can write and check.
+static inline uint64_t next(uint64_t *state) {
+    *state = *state * 6364136223846793005ull + 1442695040888963407ull;
+    return *state ^ *state >> 32;
+}
+
+// Pages that become zero and stop being zero are the ones a sender that skips zero pages gets wrong.
+static inline bool is_zero(uint64_t page, uint64_t version) {
+    return prove.zero && mix(start_of(page, version)) % 1000 < prove.zero;
+}
+
+// `few`: write w changes words number c = w*lines .. w*lines+lines-1, where word number c is
+// line 1 + c % 63, place c / 63 % 8; so the words 8..511 change in turn, one per line.
+enum { FEW_LINES = WORDS / LINE_WORDS - 1, FEW_PERIOD = FEW_LINES * LINE_WORDS };
+
+static inline uint64_t few_index(uint64_t c) {
+    return LINE_WORDS + c % FEW_LINES * LINE_WORDS + c / FEW_LINES % LINE_WORDS;
+}
+
+static inline uint64_t few_word(uint64_t page, uint64_t c) { return mix(start_of(page, ~0ull) + c); }
+
+// The number c with which word `index` was changed last, or 0 if it holds its first content.
+static inline uint64_t few_last(uint64_t index, uint64_t version) {
+    uint64_t phase = index % LINE_WORDS * FEW_LINES + (index / LINE_WORDS - 1);
+    uint64_t end = version * prove.lines + prove.lines - 1;
+    if (end < phase) return 0;
+    uint64_t c = end - (end - phase) % FEW_PERIOD;
+    return c >= prove.lines ? c : 0;
+}
+
+// Text-like: words of eight letters from a small vocabulary, every eighth one with digits in it. zstd -1 makes a single
+// page 3.4 times and a long run of pages 4.4 times smaller, lz4 2.6 times.
+static inline uint64_t text_word(uint64_t random, uint64_t index) {
+    uint64_t token = vocabulary[(random & random >> 6) % VOCABULARY];
+    return index % 8 == 7 ? token ^ (random >> 40 & 0x0f0f0f) : token;
+}
+
+// The whole function, into `out`. The check compares with this, the writer copies it; both use the one definition.
+static void content(uint64_t page, uint64_t version, uint64_t *out) {
+    if (is_zero(page, version)) {
+        memset(out, 0, PAGE);
+        return;
+    }
+    bool few = prove.pattern == FEW;
+    uint64_t state = start_of(page, few ? 0 : version);
+    out[0] = page, out[1] = version;
+    if (prove.pattern == COMPRESSIBLE) {
+        for (uint64_t i = 2; i < WORDS; i++) out[i] = text_word(next(&state), i);
+    } else {
+        for (uint64_t i = 2; i < WORDS; i++) out[i] = next(&state);
+    }
+    if (few) {
+        for (uint64_t i = LINE_WORDS; i < WORDS; i++) {
+            uint64_t c = few_last(i, version);
+            if (c) out[i] = few_word(page, c);
+        }
+    }
+}
+
+// ---- Writing ------------------------------------------------------------------------------------------------------
+
+static void write_page(uint64_t page) {
+    uint64_t version = ++version_of[page];
+    // `few` touches few words, unless the page is or was zero; the others build the page in place.
+    if (prove.pattern == FEW && !is_zero(page, version) && !is_zero(page, version - 1)) {
+        for (uint64_t c = version * prove.lines; c < (version + 1) * prove.lines; c++) {
+            pages[page][few_index(c)] = few_word(page, c);
+        }
+        pages[page][1] = version;
+    } else {
+        content(page, version, pages[page]);
+    }
+    __atomic_store_n(&writes, writes + 1, __ATOMIC_RELAXED);
+}
+
+static uint64_t random_state;
+static uint64_t random_hot_page(void) { return (next(&random_state) >> 16) % hot_count; }
+
+// ---- Checking -----------------------------------------------------------------------------------------------------
+
+static uint64_t pass = 1, checked, cursor, bad_pages;
+
+static void report(uint64_t page, uint64_t word, uint64_t want) {
+    if (bad_pages++ >= MAX_BAD) return;
+    say("BAD page=%llu word=%llu want=%llx got=%llx version=%u inpage=%llu\n", (unsigned long long)page,
+        (unsigned long long)word, (unsigned long long)want, (unsigned long long)pages[page][word], version_of[page],
+        (unsigned long long)pages[page][1]);
+}
+
+static void check_page(uint64_t page) {
+    static uint64_t want[WORDS];
+    content(page, version_of[page], want);
+    const uint64_t *got = pages[page];
+    for (uint64_t i = 0; i < WORDS; i++) {
+        if (got[i] != want[i]) {
+            report(page, i, want[i]);
+            return;
+        }
+    }
+}
+
+static uint64_t hash_of(const uint8_t *page) {
+    const uint64_t *word = (const uint64_t *)page;
+    uint64_t hash = prove.seed;
+    for (uint64_t i = 0; i < WORDS; i++) hash = (hash ^ word[i]) * 0x9e3779b97f4a7c15ull, hash ^= hash >> 29;
+    return hash;
+}
+
+static void check_disk_page(uint64_t page) {
+    uint64_t got = hash_of(disk + page * PAGE);
+    if (got == disk_hash[page] || bad_pages++ >= MAX_BAD) return;
+    say("BAD disk page=%llu want=%llx got=%llx\n", (unsigned long long)page, (unsigned long long)disk_hash[page],
+        (unsigned long long)got);
+}
+
+// A table that went back to an older state together with its pages would agree with them; the sum would not.
+static void check_table(void) {
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < page_count; i++) sum += version_of[i];
+    if (sum == writes) return;
+    bad_pages++;
+    say("BAD table sum=%llu writes=%llu\n", (unsigned long long)sum, (unsigned long long)writes);
+}
+
+static void check_some(unsigned count) {
+    for (; count; count--) {
+        if (cursor < page_count) {
+            check_page(cursor);
+        } else {
+            check_disk_page(cursor - page_count);
+        }
+        checked++;
+        if (++cursor < page_count + disk_pages) continue;
+        check_table();
+        say("V %llu %s %llu %llu\n", (unsigned long long)pass, bad_pages ? "BAD" : "ok", (unsigned long long)checked,
+            (unsigned long long)writes);
+        pass++, cursor = 0, checked = 0, bad_pages = 0;
+    }
+}
+
+// ---- The two threads ----------------------------------------------------------------------------------------------
+
+static void *ticker(void *unused) {
+    (void)unused;
+    struct sched_param priority = {.sched_priority = 10};
+    pthread_setschedparam(pthread_self(), SCHED_FIFO, &priority);
+    uint64_t due = now();
+    for (uint64_t sequence = 1;; sequence++) {
+        say("T %llu %llu %llu\n", (unsigned long long)sequence, (unsigned long long)now(),
+            (unsigned long long)__atomic_load_n(&writes, __ATOMIC_RELAXED));
+        due += prove.tick_ms * MS;
+        uint64_t at = now();
+        if (due < at) due = at;  // after a delay the ticks go on at their pace; they do not catch up
+        struct timespec t = {.tv_sec = (time_t)(due / 1000000000ull), .tv_nsec = (long)(due % 1000000000ull)};
+        clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL);
+    }
+    return NULL;
+}
+
+// Writes at the asked rate and checks with at most prove.share per cent of the time, in slices of about a millisecond.
+static void work(void) {
+    bool writing = prove.pattern != IDLE && hot_count;
+    uint64_t started = now(), written_until = started, check_spent = 0;
+    for (;;) {
+        uint64_t at = now();
+        uint64_t owed = writing ? 32 : 0;
+        if (writing && prove.rate) {
+            uint64_t period = 1000000000ull / prove.rate;
+            // Rather write less than asked than in bursts: at most 20 ms are made up for.
+            if (at > written_until + 20 * MS) written_until = at - 20 * MS;
+            owed = (at - written_until) / period;
+            if (owed > 32) owed = 32;
+            written_until += owed * period;
+        }
+        for (uint64_t i = 0; i < owed; i++) write_page(random_hot_page());
+        uint64_t before = now(), allowed = (before - started) / 100 * prove.share;
+        if (allowed > check_spent) {
+            if (allowed > check_spent + 20 * MS) check_spent = allowed - 20 * MS;
+            check_some(16);
+            check_spent += now() - before;
+        } else if (owed < 32) {
+            struct timespec nap = {.tv_nsec = 1 * MS};
+            nanosleep(&nap, NULL);
+        }
+    }
+}
+
+// ---- Start --------------------------------------------------------------------------------------------------------
+
+static uint64_t number(const char *text) {
+    char *end;
+    uint64_t value = strtoull(text, &end, 0);
+    switch (*end) {
+    case 'K': return value << 10;
+    case 'M': return value << 20;
+    case 'G': return value << 30;
+    default: return value;
+    }
+}
+
+static void parameter(const char *name, const char *value) {
+    if (!strcmp(name, "pattern")) {
+        for (unsigned i = 0; i < sizeof pattern_names / sizeof *pattern_names; i++) {
+            if (!strcmp(value, pattern_names[i])) {
+                prove.pattern = (enum pattern)i;
+                return;
+            }
+        }
+        say("BAD prover: unknown pattern %s\n", value);
+        exit(1);
+    }
+    const struct { const char *name; uint64_t *place; } numbers[] = {
+        {"region", &prove.region}, {"hot", &prove.hot},     {"rate", &prove.rate},   {"seed", &prove.seed},
+        {"tick", &prove.tick_ms},  {"lines", &prove.lines}, {"share", &prove.share}, {"zero", &prove.zero}};
+    for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        if (!strcmp(name, numbers[i].name)) {
+            *numbers[i].place = number(value);
+            return;
+        }
+    }
+    if (!strcmp(name, "disk")) {
+        snprintf(prove.disk, sizeof prove.disk, "%s", value);
+    } else {
+        say("BAD prover: unknown parameter prove.%s\n", name);
+        exit(1);
+    }
+}
+
+static void parameters(void) {
+    prove.pattern = IDLE, prove.region = 64 << 20, prove.hot = ~0ull, prove.rate = 1000, prove.seed = 1;
+    prove.tick_ms = 5, prove.lines = 1, prove.share = 0, prove.zero = 10;
+    static char line[4096];
+    int file = open("/proc/cmdline", O_RDONLY);
+    if (file < 0 || read(file, line, sizeof line - 1) <= 0) die("/proc/cmdline");
+    close(file);
+    for (char *word = strtok(line, " \n"); word; word = strtok(NULL, " \n")) {
+        char *equals = strchr(word, '=');
+        if (strncmp(word, "prove.", 6) || !equals) continue;
+        *equals = 0;
+        parameter(word + 6, equals + 1);
+    }
+    if (prove.hot > prove.region) prove.hot = prove.region;
+    if (!prove.lines || prove.lines > FEW_LINES) prove.lines = 1;
+    // An idle guest should look idle; a reader reads.
+    uint64_t share = prove.pattern == IDLE ? 10 : prove.pattern == READMOSTLY ? 60 : 20;
+    if (prove.share < 1 || prove.share > 100) prove.share = share;
+    if (!prove.tick_ms) prove.tick_ms = 5;
+}
+
+static void open_console(void) {
+    console = open("/dev/ttyS0", O_RDWR | O_NOCTTY);
+    if (console < 0) console = STDOUT_FILENO;
+    struct termios raw;
+    if (tcgetattr(console, &raw) == 0) {
+        cfmakeraw(&raw);
+        cfsetspeed(&raw, B115200);
+        tcsetattr(console, TCSANOW, &raw);
+    }
+}
+
+static void read_disk(void) {
+    if (!prove.disk[0]) return;
+    int file = open(prove.disk, O_RDONLY);
+    uint64_t size = 0;
+    if (file < 0) die(prove.disk);
+    if (ioctl(file, BLKGETSIZE64, &size) < 0) die("size of the disk");
+    disk_pages = size / PAGE;
+    disk_hash = calloc(disk_pages, sizeof *disk_hash);
+    // The mapping shows the page cache itself, so what is checked later is the memory, not a second reading.
+    disk = mmap(NULL, disk_pages * PAGE, PROT_READ, MAP_SHARED, file, 0);
+    if (!disk_hash || disk == MAP_FAILED) die("memory for the disk");
+    posix_fadvise(file, 0, 0, POSIX_FADV_SEQUENTIAL);
+    for (uint64_t i = 0; i < disk_pages; i++) disk_hash[i] = hash_of(disk + i * PAGE);
+}
+
+static void fill(void) {
+    for (unsigned i = 0; i < VOCABULARY; i++) {
+        uint64_t letters = mix(0x61707573 + i), token = 0;
+        for (unsigned k = 0; k < 8; k++) token = token << 8 | ('a' + (letters >> 8 * k & 0xff) % 26);
+        vocabulary[i] = (token & ~0xffull) | ' ';
+    }
+    page_count = prove.region / PAGE, hot_count = prove.hot / PAGE;
+    random_state = mix(prove.seed);
+    pages = mmap(NULL, page_count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    version_of = calloc(page_count, sizeof *version_of);
+    if (pages == MAP_FAILED || !version_of) die("memory for the region");
+    for (uint64_t i = 0; i < page_count; i++) content(i, 0, pages[i]);
+}
+
+int main(void) {
+    open_console();
+    parameters();
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, ticker, NULL)) die("ticker");
+    read_disk();
+    fill();
+    say("R pattern=%s region=%llu hot=%llu rate=%llu seed=%llu disk=%llu\n", pattern_names[prove.pattern],
+        (unsigned long long)prove.region, (unsigned long long)prove.hot, (unsigned long long)prove.rate,
+        (unsigned long long)prove.seed, (unsigned long long)(disk_pages * PAGE));
+    work();
+}

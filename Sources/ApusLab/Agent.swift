@@ -1,0 +1,83 @@
+public import ApusAPI
+internal import Foundation
+
+/// One `apus agent` and the folders it was given, used only through the `apus` command as a person would.
+public struct Agent: Sendable {
+    public let process: LabProcess
+    /// Where the other agent reaches it: `ADDRESS:PORT`.
+    public let endpoint: String
+    private let program: String
+    private let run: String
+
+    /// Starts `apus agent` on a host and waits until it answers.
+    public static func start(
+        _ name: String, _ peer: ApusPeer, _ host: Host, _ lab: Lab, port: Int
+    ) async throws -> Agent {
+        let run = try lab.makeFolder("\(name)/run")
+        let state = try lab.makeFolder("\(name)/state")
+        let endpoint = "\(host.address):\(port)"
+        let process = try await lab.start(
+            "agent-\(name)",
+            host.command([
+                peer.program, "agent", "--state", state, "--run", run, "--listen", endpoint, "--insecure",
+                "--log-format", "json",
+            ]))
+        let agent = Agent(process: process, endpoint: endpoint, program: peer.program, run: run)
+        try await wait(for: "the agent \(name) to answer", seconds: 20, every: .milliseconds(50)) {
+            try process.mustRun()
+            guard FileManager.default.fileExists(atPath: agent.socket) else { return nil as String? }
+            return try? await agent.apus(["vm", "list", "--json"])
+        }
+        // An agent ends without its VMs, on purpose; the laboratory ends them first.
+        lab.later("virtual machines of agent \(name)") { await agent.endMachines() }
+        return agent
+    }
+
+    public var socket: String { "\(run)/agent.sock" }
+    public func consolePath(of vm: String) -> String { "\(run)/vms/\(vm)/console.sock" }
+
+    /// Runs `apus --agent SOCKET …`.
+    @discardableResult
+    public func apus(_ words: [String], seconds: Double = 30, showing: Bool = false) async throws -> String {
+        try await command([program, "--agent", socket] + words, seconds: seconds, showing: showing)
+    }
+
+    /// Boots a guest through the agent; returns when it has checked its memory once.
+    public func run(
+        _ workload: Workload, as name: String, qemu: String, image: GuestImage, accelerator: Accelerator
+    ) async throws -> Console {
+        let arguments = workload.arguments(run: "{run}", image: image, accelerator: accelerator)
+        try await apus(["vm", "run", name, "--", qemu] + arguments)
+        let console = try await Console.connect(path: consolePath(of: name))
+        try await console.verdicts(1, seconds: 90)
+        return console
+    }
+
+    /// `apus migrate NAME HOST --json`: the finished job.
+    public func migrate(_ name: String, to host: String, _ peer: ApusPeer, showing: Bool = false) async throws
+        -> JobStatus
+    {
+        var words = ["migrate", name, host, "--json", "--max-downtime", "\(peer.maxDowntimeMs)"]
+        if showing { words.append("--verbose") }
+        return try Self.decode(JobStatus.self, try await apus(words, seconds: peer.timeoutS, showing: showing))
+    }
+
+    public func machines() async throws -> [MachineSummary] {
+        try Self.decode([MachineSummary].self, try await apus(["vm", "list", "--json"]))
+    }
+
+    public func qemuPID(of vm: String) async throws -> Int32? {
+        try await machines().first { $0.name == vm }?.pid
+    }
+
+    private static func decode<Value: Decodable>(_ type: Value.Type, _ text: String) throws -> Value {
+        let decoder = JSONDecoder()
+        decoder.dateDecodingStrategy = .iso8601
+        return try decoder.decode(type, from: Data(text.utf8))
+    }
+
+    private func endMachines() async {
+        guard process.status == nil else { return }
+        for machine in (try? await machines()) ?? [] { _ = try? await apus(["vm", "stop", machine.name]) }
+    }
+}

@@ -1,0 +1,71 @@
+import ApusAPI
+internal import Foundation
+
+/// Two `apus agent`s, one on each host, used only through the `apus` command as a person would.
+public struct ApusPeer: Sendable {
+    /// The `apus` program.
+    public let program: String
+    public let qemu: String
+    public var maxDowntimeMs = 300
+    public var timeoutS: Double = 150
+    /// The destination's migration port.
+    static let port = 4600
+    private static let vm = "prover"
+
+    public init(program: String, qemu: String) {
+        self.program = program
+        self.qemu = qemu
+    }
+
+    /// `apus` beside this executable: `./dev` builds both into one folder.
+    public static func findProgram() -> String {
+        if let path = ProcessInfo.processInfo.environment["APUS_PROGRAM"] { return path }
+        let own =
+            (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe")) ?? CommandLine.arguments[0]
+        let beside = URL(fileURLWithPath: own).deletingLastPathComponent().appendingPathComponent("apus").path
+        // Under `swift test` this executable is the test bundle or the toolchain's runner.
+        return FileManager.default.isExecutableFile(atPath: beside) ? beside : ".build/release/apus"
+    }
+
+    /// Boots the guest through Apus, moves it, waits until it has checked all its memory once at the destination.
+    ///
+    /// - Parameter narrate: told what happens; the command's live progress then goes to this terminal.
+    public func migrate(
+        _ workload: Workload, over pair: HostPair, in lab: Lab, image: GuestImage, accelerator: Accelerator,
+        narrate: ((String) -> Void)? = nil
+    ) async throws -> Outcome {
+        let source = try await Agent.start("a", self, pair.source, lab, port: Self.port - 1)
+        let destination = try await Agent.start("b", self, pair.destination, lab, port: Self.port)
+        narrate?("$ apus vm run \(Self.vm) -- \(qemu) …")
+        let here = try await source.run(workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator)
+        try await ContinuousClock().sleep(for: .seconds(1))
+
+        var outcome = Outcome(peer: "apus", workload: workload.name, rate: pair.rate)
+        let sourceQemu = try await source.qemuPID(of: Self.vm)
+        let meter = try await Meter.start(pair: pair, source: sourceQemu, destination: nil)
+        let agents = [source, destination].map { CPUTime.of(pid: $0.process.pid) }
+        narrate?("$ apus migrate \(Self.vm) \(destination.endpoint) --verbose")
+        let started = ContinuousClock.now
+        // The destination's console is there as soon as its QEMU is, long before the guest runs in it.
+        async let there = Console.connect(path: destination.consolePath(of: Self.vm), seconds: timeoutS)
+        let job = try await source.migrate(Self.vm, to: destination.endpoint, self, showing: narrate != nil)
+        let ended = ContinuousClock.now
+        guard job.phase == .completed else {
+            throw LabError.migrationFailed(
+                peer: "apus", reason: job.error?.description ?? "phase \(job.phase.rawValue)")
+        }
+        let console = try await there
+        outcome.totalMs = (ended - started).milliseconds
+        outcome.prepareMs = (console.connected - started).milliseconds
+        outcome.reportedDowntimeMs = job.summary?.downtimeMs
+        outcome.rounds = job.summary?.rounds
+        try await meter.stop(into: &outcome)
+        outcome.agentCPUSource = CPUTime.of(pid: source.process.pid)?.process(since: agents[0])
+        outcome.agentCPUDestination = CPUTime.of(pid: destination.process.pid)?.process(since: agents[1])
+        outcome.qemuCPUDestination = try await destination.qemuPID(of: Self.vm).flatMap(CPUTime.of(pid:))?.besideGuest
+        await console.check(seconds: 60)
+        outcome.take(source: here.trace, destination: console.trace, started: started, ended: ended)
+        for open in [here, console] { await open.close() }
+        return outcome
+    }
+}

@@ -1,0 +1,128 @@
+public import Foundation
+
+/// All runs of a comparison and what they were made on; the JSON file, and the source of table and chart.
+public struct Report: Sendable, Equatable, Codable {
+    public var machine: String
+    public var date: String
+    public var accelerator: Accelerator
+    public var outcomes: [Outcome]
+
+    public init(machine: String, date: String, accelerator: Accelerator, outcomes: [Outcome]) {
+        self.machine = machine
+        self.date = date
+        self.accelerator = accelerator
+        self.outcomes = outcomes
+    }
+
+    /// What is compared, each a column of the table and of the chart.
+    public enum Measure: String, Sendable, CaseIterable {
+        case total = "total s"
+        case move = "moving s"
+        case wire = "wire MB"
+        case downtime = "downtime ms (guest)"
+        case reported = "downtime ms (reported)"
+        case rounds
+        case speed = "guest speed during, %"
+        case agents = "agent CPU s"
+        case qemus = "QEMU CPU s"
+        case wrong = "pages wrong"
+
+        public func value(_ outcome: Outcome) -> Double? {
+            switch self {
+            case .total: outcome.totalMs.map { $0 / 1000 }
+            case .move: outcome.moveMs.map { $0 / 1000 }
+            case .wire: outcome.wireBytes.map { Double($0) / 1e6 }
+            case .downtime: outcome.pause?.downtimeMs
+            case .reported: outcome.reportedDowntimeMs
+            case .rounds: outcome.rounds.map(Double.init)
+            case .speed:
+                if let before = outcome.speedBefore, let during = outcome.speedDuring, before > 0 {
+                    during / before * 100
+                } else {
+                    nil
+                }
+            case .agents: sum(outcome.agentCPUSource, outcome.agentCPUDestination)
+            case .qemus: sum(outcome.qemuCPUSource, outcome.qemuCPUDestination)
+            case .wrong: outcome.failure == nil ? Double(outcome.pagesWrong) : nil
+            }
+        }
+
+        private func sum(_ left: Double?, _ right: Double?) -> Double? {
+            if let left, let right { left + right } else { nil }
+        }
+    }
+
+    /// One workload on one link: what the peers are compared within.
+    public struct Group: Sendable {
+        public let workload: String
+        public let rate: UInt64?
+        public let lines: [Line]
+        public var title: String { "\(workload), \(rateName(rate))" }
+    }
+    public struct Line: Sendable {
+        public let peer: String
+        public let outcomes: [Outcome]
+        public func spread(_ measure: Measure) -> Spread? { Spread(outcomes.compactMap(measure.value)) }
+        public var failures: Int { outcomes.count { $0.failure != nil } }
+    }
+
+    /// Apus first, then the peers by name, in the order of workloads and links as measured.
+    public var groups: [Group] {
+        var keys: [(String, UInt64?)] = []
+        for outcome in outcomes where !keys.contains(where: { $0.0 == outcome.workload && $0.1 == outcome.rate }) {
+            keys.append((outcome.workload, outcome.rate))
+        }
+        return keys.map { workload, rate in
+            let here = outcomes.filter { $0.workload == workload && $0.rate == rate }
+            let peers = Set(here.map(\.peer)).sorted { ($0 == "apus" ? "" : $0) < ($1 == "apus" ? "" : $1) }
+            let lines = peers.map { peer in Line(peer: peer, outcomes: here.filter { $0.peer == peer }) }
+            return Group(workload: workload, rate: rate, lines: lines)
+        }
+    }
+
+    public func json() throws -> Data {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+        return try encoder.encode(self)
+    }
+}
+
+extension Report.Line {
+    /// `3.21 (3.10-3.40)`: median and range; `-` when there is nothing.
+    func cell(_ measure: Report.Measure, withRange: Bool) -> String {
+        guard let spread = spread(measure) else { return "-" }
+        let isCount = measure == .rounds || measure == .wrong
+        let median = isCount ? brief(spread.median).trimmingZeros() : brief(spread.median)
+        guard withRange, spread.count > 1, !isCount else { return median }
+        return "\(median) (\(brief(spread.least))-\(brief(spread.most)))"
+    }
+}
+
+extension Report {
+    /// One table for all, for the terminal: medians only.
+    public func plainTable(_ measures: [Measure]) -> String {
+        var table = Table(["workload, link", "peer"] + measures.map(\.rawValue) + ["failed"])
+        for group in groups {
+            for line in group.lines {
+                table.rows.append(
+                    [group.title, line.peer] + measures.map { line.cell($0, withRange: false) } + ["\(line.failures)"])
+            }
+        }
+        return table.plain
+    }
+
+    /// One table per workload and link, medians with ranges.
+    public func markdown(_ measures: [Measure]) -> String {
+        var text = "Measured \(date) on \(machine); guests under \(accelerator.rawValue.uppercased()). "
+        text += "Medians (least-most) of the runs.\n"
+        for group in groups {
+            var table = Table(["peer"] + measures.map(\.rawValue))
+            for line in group.lines {
+                let failed = line.failures > 0 ? " (\(line.failures) of \(line.outcomes.count) failed)" : ""
+                table.rows.append([line.peer + failed] + measures.map { line.cell($0, withRange: true) })
+            }
+            text += "\n**\(group.title)**\n\n\(table.markdown)\n"
+        }
+        return text
+    }
+}

@@ -1,0 +1,123 @@
+/// What a proving guest has said on one host's console, with the moments at which its lines arrived there.
+public struct ConsoleTrace: Sendable, Equatable {
+    public struct Tick: Sendable, Equatable {
+        public var sequence: UInt64
+        public var arrived: Moment
+        public var guestNs: UInt64
+        /// Pages the guest has written since it began.
+        public var writes: UInt64
+
+        public init(sequence: UInt64, arrived: Moment, guestNs: UInt64, writes: UInt64) {
+            self.sequence = sequence
+            self.arrived = arrived
+            self.guestNs = guestNs
+            self.writes = writes
+        }
+    }
+
+    /// The guest has compared every page once more.
+    public struct Verdict: Sendable, Equatable {
+        public var pass: UInt64
+        public var isGood: Bool
+        public var pagesChecked: UInt64
+        public var arrived: Moment
+    }
+
+    public private(set) var ticks: [Tick] = []
+    public private(set) var verdicts: [Verdict] = []
+    /// `BAD …` lines; only the first ones are kept.
+    public private(set) var wrong: [String] = []
+    /// The region is filled and proving has begun.
+    public private(set) var isReady = false
+    /// Complete lines that were none of the above: boot messages, or a line cut by the switch.
+    public private(set) var otherLines = 0
+    private var partial: [UInt8] = []
+
+    static let wrongMax = 64
+    private static let lineBytesMax = 512
+
+    public init() {}
+
+    /// Takes bytes as they arrive; lines may be cut anywhere.
+    public mutating func feed(_ bytes: some Sequence<UInt8>, arrived: Moment) {
+        for byte in bytes {
+            if byte == UInt8(ascii: "\n") || partial.count == Self.lineBytesMax {
+                line(String(decoding: partial, as: UTF8.self), arrived)
+                partial.removeAll(keepingCapacity: true)
+            }
+            if byte != UInt8(ascii: "\n") && byte != UInt8(ascii: "\r") { partial.append(byte) }
+        }
+    }
+
+    private mutating func line(_ text: String, _ arrived: Moment) {
+        let words = text.split(separator: " ")
+        switch words.first {
+        case "T":
+            guard words.count == 4, let sequence = UInt64(words[1]), let ns = UInt64(words[2]),
+                let writes = UInt64(words[3])
+            else { return otherLines += 1 }
+            ticks.append(Tick(sequence: sequence, arrived: arrived, guestNs: ns, writes: writes))
+        case "V":
+            guard words.count == 5, let pass = UInt64(words[1]), let pages = UInt64(words[3])
+            else { return otherLines += 1 }
+            verdicts.append(Verdict(pass: pass, isGood: words[2] == "ok", pagesChecked: pages, arrived: arrived))
+        case "BAD":
+            if wrong.count < Self.wrongMax { wrong.append(text) }
+        case "R": isReady = true
+        default: otherLines += 1
+        }
+    }
+
+    /// Page writes per second of the guest in a span of host time; nil without two ticks in it.
+    public func pagesPerS(from start: Moment, to end: Moment) -> Double? {
+        let inside = ticks.filter { $0.arrived >= start && $0.arrived <= end }
+        guard let first = inside.first, let last = inside.last, last.arrived > first.arrived else { return nil }
+        return Double(last.writes - first.writes) / (last.arrived - first.arrived).inSeconds
+    }
+}
+
+/// How the guest went through a migration, from the ticks at both consoles.
+///
+/// ```
+///   source       T T T T T T T|                       |
+///   destination               |          T T T T T T T T
+///                              <- pause ->
+///                 <-------------- window ------------->   0.5 s before .. 3 s after
+/// ```
+/// Host time decides: the guest's own clock does not run while it is stopped.
+public struct GuestPause: Sendable, Equatable, Codable {
+    /// The longest silence around the switch: what somebody who watches this guest sees.
+    public var downtimeMs: Double
+    /// From the last tick at the source to the first one at the destination.
+    public var switchMs: Double
+    /// The longest silence in the second before the migration: what this machine's noise alone does.
+    public var noiseMs: Double
+    /// Sum of the silences above four ticks from the start of the migration on, less the switch: post-copy's stalls.
+    public var stallsMs: Double
+    /// Ticks that neither console has.
+    public var ticksLost: Int
+
+    public static let windowBefore = Duration.milliseconds(500)
+    public static let windowAfter = Duration.seconds(3)
+
+    /// - Returns: nil when one of the consoles has no tick.
+    public static func measure(
+        source: ConsoleTrace, destination: ConsoleTrace, started: Moment, tick: Duration = .milliseconds(5)
+    ) -> GuestPause? {
+        guard let last = source.ticks.last, let first = destination.ticks.first else { return nil }
+        let all = source.ticks + destination.ticks
+        let window = (last.arrived - windowBefore)...(first.arrived + windowAfter)
+        var downtime = Duration.zero, noise = Duration.zero, stalls = Duration.zero
+        for (earlier, later) in zip(all, all.dropFirst()) {
+            let gap = later.arrived - earlier.arrived
+            if window.overlaps(earlier.arrived...max(earlier.arrived, later.arrived)) { downtime = max(downtime, gap) }
+            if later.arrived <= started && earlier.arrived >= started - .seconds(1) { noise = max(noise, gap) }
+            let isSwitch = earlier.sequence == last.sequence && later.sequence == first.sequence
+            if earlier.arrived >= started && gap > tick * 4 && !isSwitch { stalls += gap - tick }
+        }
+        let lost = Int(clamping: first.sequence) - Int(clamping: last.sequence) - 1
+        return GuestPause(
+            downtimeMs: downtime.milliseconds, switchMs: (first.arrived - last.arrived).milliseconds,
+            noiseMs: noise.milliseconds, stallsMs: stalls.milliseconds, ticksLost: max(0, lost))
+    }
+}

@@ -1,0 +1,55 @@
+/// What one migration cost and did, whoever made it. Everything that compares peers reads this.
+public struct Outcome: Sendable, Equatable, Codable {
+    public var peer: String
+    public var workload: String
+    /// Bits per second of the link; nil: unshaped.
+    public var rate: UInt64?
+    public var run = 1
+    /// nil: the migration was made.
+    public var failure: String?
+
+    /// From the command to the source's word that it is done, the start of the destination QEMU included.
+    public var totalMs: Double?
+    /// The part of it until the destination QEMU was ready to receive.
+    public var prepareMs: Double?
+    /// From then on: what the network and the mover make of it.
+    public var moveMs: Double? { totalMs.flatMap { total in prepareMs.map { total - $0 } } }
+    /// What the mover itself reports.
+    public var reportedDowntimeMs: Double?
+    public var pause: GuestPause?
+    /// Both directions, from the interface counters; nil without namespaces.
+    public var wireBytes: UInt64?
+    public var rounds: Int?
+    /// Full checks by the guest that began after the switch, and pages it found wrong.
+    public var checksAfter = 0
+    /// Ticks the guest gave at the destination.
+    public var ticksAfter = 0
+    public var pagesWrong = 0
+    /// Page writes per second of the guest.
+    public var speedBefore: Double?
+    public var speedDuring: Double?
+    public var speedAfter: Double?
+    /// CPU seconds on each side: the agents and the two QEMUs without their vCPUs.
+    public var agentCPUSource: Double?
+    public var agentCPUDestination: Double?
+    public var qemuCPUSource: Double?
+    public var qemuCPUDestination: Double?
+
+    public init(peer: String, workload: String, rate: UInt64?) {
+        self.peer = peer
+        self.workload = workload
+        self.rate = rate
+    }
+
+    /// Fills in what the two consoles tell.
+    public mutating func take(source: ConsoleTrace, destination: ConsoleTrace, started: Moment, ended: Moment) {
+        pause = GuestPause.measure(source: source, destination: destination, started: started)
+        pagesWrong = source.wrong.count + destination.wrong.count
+        ticksAfter = destination.ticks.count
+        checksAfter = max(0, destination.verdicts.count - 1)
+        speedBefore = source.pagesPerS(from: started - .seconds(2), to: started)
+        // In post-copy the guest runs at the destination before the migration is over: count there what is "during".
+        speedDuring = source.pagesPerS(from: started, to: ended) ?? destination.pagesPerS(from: started, to: ended)
+        speedAfter = destination.pagesPerS(from: max(ended, started), to: ended + .seconds(3))
+    }
+}

@@ -1,0 +1,160 @@
+import ApusQMP
+internal import Foundation
+
+/// QEMU's own migration, in the forms that Apus is compared with.
+public struct PlainQemu: Sendable {
+    public enum Mode: String, Sendable, CaseIterable, Codable {
+        case plain, xbzrle
+        case autoConverge = "auto-converge"
+        case multifdZstd = "multifd+zstd"
+        case postcopyPreempt = "postcopy+preempt"
+    }
+
+    public let program: String
+    public let mode: Mode
+    /// Appears in results: `qemu7.2 plain`.
+    public let label: String
+    /// Bytes; the largest power of two not above the guest's memory by default.
+    public var xbzrleCacheBytes: UInt64 = 256 << 20
+    /// As for Apus's gate, so that nobody wins by a longer pause.
+    public var downtimeLimitMs: UInt64 = 300
+    public var timeoutS: Double = 150
+
+    public init(program: String, version: String, mode: Mode) {
+        self.program = program
+        self.mode = mode
+        label = "qemu\(version) \(mode.rawValue)"
+    }
+
+    /// Boots the guest at the source, moves it, waits until it has checked all its memory once at the destination.
+    public func migrate(
+        _ workload: Workload, over pair: HostPair, in lab: Lab, image: GuestImage, accelerator: Accelerator
+    )
+        async throws -> Outcome
+    {
+        let source = try await Side.start("source", self, workload, pair.source, lab, image, accelerator)
+        try await source.settle()
+        let began = ContinuousClock.now
+        let destination = try await Side.start(
+            "destination", self, workload, pair.destination, lab, image, accelerator, incoming: true)
+        for side in [source, destination] { try await prepare(side.qmp) }
+        let port = try await destination.listen(address: pair.destination.address)
+
+        var outcome = Outcome(peer: label, workload: workload.name, rate: pair.rate)
+        let meter = try await Meter.start(pair: pair, source: source.process.pid, destination: destination.process.pid)
+        let events = source.qmp.events()
+        let started = ContinuousClock.now
+        try await source.qmp.execute(.migrate(uri: "tcp:\(pair.destination.address):\(port)"))
+        let ended = try await finish(events, source)
+        outcome.totalMs = (ended - began).milliseconds
+        outcome.prepareMs = (started - began).milliseconds
+        try await meter.stop(into: &outcome)
+        let info = try await source.qmp.execute(.queryMigrate)
+        outcome.reportedDowntimeMs = info.downtimeMs.map(Double.init)
+        outcome.rounds = info.ram.map { Int($0.dirtySyncCount) }
+        await destination.console.check(seconds: 60)
+        outcome.take(
+            source: source.console.trace, destination: destination.console.trace, started: started, ended: ended)
+        for side in [destination, source] { await side.stop() }
+        return outcome
+    }
+
+    private func prepare(_ qmp: QMPClient) async throws {
+        var capabilities = ["events": true]
+        var parameters = MigrateParameters(downtimeLimitMs: downtimeLimitMs, maxBandwidth: 0)
+        switch mode {
+        case .plain: break
+        case .autoConverge: capabilities["auto-converge"] = true
+        case .xbzrle:
+            capabilities["xbzrle"] = true
+            parameters.xbzrleCacheSize = xbzrleCacheBytes
+        case .multifdZstd:
+            capabilities["multifd"] = true
+            parameters.multifdChannels = 2
+            parameters.multifdCompression = "zstd"
+        case .postcopyPreempt:
+            capabilities["postcopy-ram"] = true
+            capabilities["postcopy-preempt"] = true
+        }
+        try await qmp.execute(.migrateSetCapabilities(capabilities))
+        try await qmp.execute(.migrateSetParameters(parameters))
+    }
+
+    /// Follows the source to its end; post-copy begins when the first pass over all memory is done.
+    ///
+    /// - Returns: when the source said `completed`.
+    private func finish(_ events: AsyncStream<QMPEvent>, _ source: Side) async throws -> Moment {
+        let label = label, mode = mode, qmp = source.qmp, timeoutS = timeoutS
+        return try await withThrowingTaskGroup(of: Moment.self) { group in
+            group.addTask {
+                for await event in events {
+                    switch event.kind {
+                    case .migration(.completed): return event.arrived
+                    case .migration(.failed), .migration(.cancelled):
+                        let info = try await qmp.execute(.queryMigrate)
+                        throw LabError.migrationFailed(peer: label, reason: info.errorDescription ?? "no reason given")
+                    case .migrationPass(2) where mode == .postcopyPreempt:
+                        // Refused when the guest is already being switched without it.
+                        _ = try? await qmp.execute(.migrateStartPostcopy)
+                    case .stop, .resume, .shutdown, .reset, .migration, .migrationPass, .other: continue
+                    }
+                }
+                throw LabError.migrationFailed(
+                    peer: label, reason: "the source QEMU is gone: \(source.process.logEnd())")
+            }
+            group.addTask {
+                try await ContinuousClock().sleep(for: .seconds(timeoutS))
+                throw LabError.migrationFailed(peer: label, reason: "not done after \(timeoutS) s")
+            }
+            defer { group.cancelAll() }
+            guard let ended = try await group.next() else { throw LabError.notEnough(what: "events") }
+            return ended
+        }
+    }
+}
+
+/// One QEMU that the laboratory runs itself.
+struct Side: Sendable {
+    let process: LabProcess
+    let qmp: QMPClient
+    let console: Console
+
+    static func start(
+        _ role: String, _ peer: PlainQemu, _ workload: Workload, _ host: Host, _ lab: Lab, _ image: GuestImage,
+        _ accelerator: Accelerator, incoming: Bool = false
+    ) async throws -> Side {
+        let run = try lab.makeFolder(role)
+        var words = [peer.program] + workload.arguments(run: run, image: image, accelerator: accelerator)
+        words += ["-qmp", "unix:\(run)/qmp.sock,server=on,wait=off"]
+        if incoming { words += ["-incoming", "defer"] }
+        let process = try await lab.start(role, host.command(words))
+        let qmp = try await wait(for: "QMP of the \(role)", seconds: 20) {
+            try process.mustRun()
+            return try? await QMPClient.connect(path: "\(run)/qmp.sock")
+        }
+        let console = try await Console.connect(path: "\(run)/console.sock")
+        return Side(process: process, qmp: qmp, console: console)
+    }
+
+    /// The guest has filled its region, checked it once, and run a second more at its own pace.
+    func settle() async throws {
+        try await console.verdicts(1, seconds: 90)
+        try await ContinuousClock().sleep(for: .seconds(1))
+    }
+
+    func listen(address: String) async throws -> UInt64 {
+        try await qmp.execute(.migrateIncoming(uri: "tcp:\(address):0"))
+        let info = try await qmp.execute(.queryMigrate)
+        guard let port = info.socketAddresses?.first?["port"]?.string.flatMap(UInt64.init) else {
+            throw LabError.migrationFailed(peer: "qemu", reason: "the destination does not say its port")
+        }
+        return port
+    }
+
+    func stop() async {
+        await console.close()
+        _ = try? await qmp.execute(.quit, timeout: .seconds(1))
+        await qmp.close()
+        await process.stop()
+    }
+}

@@ -1,0 +1,16 @@
+/// A QEMU to compare with, and its version as results name it.
+public struct QemuProgram: Sendable, Equatable {
+    public let path: String
+    /// `7.2`, `10.0`
+    public let version: String
+
+    public static let installed = "qemu-system-x86_64"
+
+    public static func identify(path: String) async throws -> QemuProgram {
+        let text = try await command([path, "--version"])
+        // QEMU emulator version 7.2.22 (Debian …)
+        let number = text.split(separator: " ").first { $0.first?.isNumber == true } ?? "?"
+        let parts = number.split(separator: ".")
+        return QemuProgram(path: path, version: parts.prefix(2).joined(separator: "."))
+    }
+}

@@ -1,0 +1,82 @@
+import ApusLab
+import ArgumentParser
+import Foundation
+
+struct BenchSpeed: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "speed", abstract: "How fast the machinery is: unshaped link, incompressible pages, idle guest.",
+        discussion: "Apus against QEMU's own single stream: time to move, CPU seconds per GiB on each side.")
+
+    @Option(help: "Runs of each.") var runs = 3
+    @Option(help: "MiB of incompressible pages in the guest.") var region = 768
+    @Option(help: "The QEMU to run.") var qemu = QemuProgram.installed
+    @Flag(help: "Guest RAM in a shared memfd instead of QEMU's own.") var shared = false
+    @Option(help: "Peers: apus, plain, …") var peers = "apus,plain"
+    @Option(help: "Where the results go.") var output = ".build/bench-speed"
+
+    func run() async throws {
+        let bench = self
+        try await LabCommand.interruptible { try await bench.measure() }
+    }
+
+    private var guest: Workload {
+        var guest = Workload(name: "incompressible", pattern: .incompressible)
+        guest.regionMiB = region
+        guest.hotMiB = 0
+        guest.checkShare = 5
+        guest.memoryKiB = (region + 256) * 1024 + 8
+        guest.sharesMemory = shared
+        return guest
+    }
+
+    private func measure() async throws {
+        let image = try GuestImage.find()
+        let accelerator = await Accelerator.probe(qemu: qemu, image: image)
+        let program = try await QemuProgram.identify(path: qemu)
+        let movers = try BenchMigrate.movers(peers, programs: [program])
+        let matrix = Matrix(workloads: [guest], rates: [nil], peers: movers, runs: runs)
+        var report = Report.empty(accelerator)
+        report.outcomes = try await matrix.measure(image: image, accelerator: accelerator) { _, outcome, index, total in
+            note("[\(index)/\(total)] \(outcome.peer): \(outcome.line)")
+        }
+        try FileManager.default.createDirectory(atPath: output, withIntermediateDirectories: true)
+        try report.json().write(to: URL(fileURLWithPath: "\(output)/speed.json"))
+        print(table(report).plain)
+        for line in ratios(report) { print(line) }
+    }
+
+    private func table(_ report: Report) -> Table {
+        var table = Table([
+            "peer", "moving s", "MB/s", "agent CPU s/GiB src", "dst", "QEMU CPU s/GiB src", "dst", "wrong", "failed",
+        ])
+        for line in report.groups.flatMap(\.lines) {
+            func median(_ value: (Outcome) -> Double?) -> String {
+                Spread(line.outcomes.compactMap(value)).map { brief($0.median) } ?? "-"
+            }
+            func perGiB(_ value: @escaping (Outcome) -> Double?) -> String {
+                median { outcome in
+                    guard let cpu = value(outcome), let bytes = outcome.wireBytes, bytes > 0 else { return nil }
+                    return cpu / (Double(bytes) / Double(1 << 30))
+                }
+            }
+            table.rows.append([
+                line.peer, median { $0.moveMs.map { $0 / 1000 } },
+                median { outcome in
+                    guard let ms = outcome.moveMs, let bytes = outcome.wireBytes else { return nil }
+                    return Double(bytes) / 1e3 / ms
+                },
+                perGiB(\.agentCPUSource), perGiB(\.agentCPUDestination), perGiB(\.qemuCPUSource),
+                perGiB(\.qemuCPUDestination), "\(line.outcomes.map(\.pagesWrong).reduce(0, +))", "\(line.failures)",
+            ])
+        }
+        return table
+    }
+
+    private func ratios(_ report: Report) -> [String] {
+        let lines = report.groups.flatMap(\.lines)
+        guard let ours = lines.first(where: { $0.peer == "apus" })?.spread(.move) else { return [] }
+        return lines.filter { $0.peer != "apus" }.compactMap { line in
+            line.spread(.move).map { "apus / \(line.peer): \(brief(ours.median / $0.median)) of the time" }
+        }
+    }
+}
