@@ -34,23 +34,28 @@ struct RAMInstaller: ~Copyable, PageInstaller {
     private var records = StreamBuffer()
     private var scratch = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
 
-    init(_ prologue: DestinationState.Prologue, _ feed: QemuFeed) throws(SystemError) {
+    /// - Parameter written: see ``pagesWithData(_:)``.
+    init(_ prologue: DestinationState.Prologue, _ feed: QemuFeed, written: PageSet) {
         layout = prologue.layout
         ports = prologue.ports
         ramSection = prologue.ramSection
-        precondition(ports.count == layout.blocks.count)
-        self.feed = feed
-        written = PageSet(pageCount: layout.pageCount)
         writer = QemuStreamWriter(table: prologue.table)
-        for (block, port) in zip(layout.blocks, ports) {
-            // A new QEMU's RAM is empty; what its firmware has put there all the same must not survive a zero page.
+        self.feed = feed
+        self.written = written
+    }
+
+    /// A new QEMU's RAM is empty; what its firmware has put there all the same must not survive a zero page.
+    static func pagesWithData(_ prologue: DestinationState.Prologue) throws(SystemError) -> PageSet {
+        var pages = PageSet(pageCount: prologue.layout.pageCount)
+        for (block, port) in zip(prologue.layout.blocks, prologue.ports) {
             guard case .mapped(let window) = port else { continue }
             for range in try window.dataRanges() {
                 let first = range.lowerBound / UInt64(Limits.pageBytes)
                 let end = (range.upperBound + UInt64(Limits.pageBytes) - 1) / UInt64(Limits.pageBytes)
-                written.insert(first: block.firstPage + PageNumber(first), count: Int(end - first))
+                pages.insert(first: block.firstPage + PageNumber(first), count: Int(end - first))
             }
         }
+        return pages
     }
 
     mutating func install(first: PageNumber, _ bytes: RawSpan) throws(PayloadError) {

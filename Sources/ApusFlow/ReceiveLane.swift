@@ -18,13 +18,21 @@ public struct FlowFailure: Error, Equatable, Sendable, CustomStringConvertible {
 /// What the lanes and the control thread of a destination share.
 final class DestinationState: Sendable {
     /// What lanes must know before the first page.
-    struct Prologue: Sendable {
-        var layout: Layout
+    final class Prologue: Sendable {
+        let layout: Layout
         /// The same blocks for records of QEMU's stream.
-        var table: RamBlockTable
+        let table: RamBlockTable
         /// One per block.
-        var ports: [BlockPort]
-        var ramSection: UInt32
+        let ports: [BlockPort]
+        let ramSection: UInt32
+
+        init(layout: Layout, table: RamBlockTable, ports: [BlockPort], ramSection: UInt32) {
+            precondition(ports.count == layout.blocks.count)
+            self.layout = layout
+            self.table = table
+            self.ports = ports
+            self.ramSection = ramSection
+        }
     }
     private struct Content {
         var prologue: Prologue?
@@ -120,7 +128,9 @@ struct ReceiveLane: ~Copyable, Sendable {
     }
 
     private func makeInstaller(_ prologue: DestinationState.Prologue) throws(FlowFailure) -> RAMInstaller {
-        do throws(SystemError) { return try RAMInstaller(prologue, feed) } catch {
+        do throws(SystemError) {
+            return RAMInstaller(prologue, feed, written: try RAMInstaller.pagesWithData(prologue))
+        } catch {
             throw FlowFailure("install", "The destination's RAM cannot be examined: \(error).")
         }
     }
