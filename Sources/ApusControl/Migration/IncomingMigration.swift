@@ -109,6 +109,7 @@ actor IncomingMigration {
         while let event = next {
             next = nil
             for action in session.handle(event) {
+                await services.rehearsal?.hold("destination", before: action.point)
                 guard case .record(let record) = action else {
                     await perform(action)
                     continue

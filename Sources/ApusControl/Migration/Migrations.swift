@@ -15,6 +15,7 @@ public actor Migrations {
     private let logger: Logger
     private let board: JobBoard
     private let lanes = LaneRegistry()
+    private let rehearsal: Rehearsal?
     private var outgoing: [String: OutgoingMigration] = [:]
     private var incoming: [String: IncomingMigration] = [:]
     private var reception: Reception?
@@ -25,6 +26,7 @@ public actor Migrations {
         self.config = config
         self.logger = logger
         board = JobBoard(store: store, logger: logger)
+        rehearsal = Rehearsal(runDirectory: config.runDirectory)
     }
 
     // MARK: What people ask for
@@ -151,7 +153,7 @@ public actor Migrations {
     private var services: SessionServices {
         SessionServices(
             machines: machines, store: store, config: config, board: board, logger: logger, linkPort: linkPort,
-            lanes: lanes)
+            lanes: lanes, rehearsal: rehearsal)
     }
 
     private func ended(_ job: String) {

@@ -138,6 +138,7 @@ actor OutgoingMigration {
         while let event = next {
             next = nil
             for action in session.handle(event) {
+                await services.rehearsal?.hold("source", before: action.point)
                 guard case .record(let record) = action else {
                     await perform(action)
                     continue

@@ -15,6 +15,7 @@ struct SessionServices: Sendable {
     /// Port that other agents can dial this one at.
     let linkPort: UInt16
     let lanes: LaneRegistry
+    let rehearsal: Rehearsal?
 }
 
 enum SessionTimes {
