@@ -42,19 +42,16 @@ import Testing
         #expect(try await store.machines().isEmpty)
     }
 
-    @Test("the first decision stands") func decisions() async throws {
+    @Test("a session's last record stands") func sessions() async throws {
         defer { clean() }
         let store = try Store(path: path)
-        let commit = DecisionRecord(
-            job: "j", role: .source, vm: "web", peer: "b", decision: .commit, at: Date(timeIntervalSince1970: 5))
-        var abort = commit
-        abort.decision = .abort
-        #expect(try await store.decision(job: "j") == nil)
-        #expect(try await store.recordDecision(commit) == commit)
-        #expect(try await store.recordDecision(abort) == commit)
-        #expect(try await store.decisions() == [commit])
-        try await store.removeDecision(job: "j")
-        #expect(try await store.decisions().isEmpty)
+        var row = SessionRow(job: "j", role: .source, vm: "web", peer: "10.0.0.2:7421", record: "{}")
+        #expect(try await store.session("j") == nil)
+        try await store.save(row)
+        row.record = "{\"stage\":\"committed\"}"
+        try await store.save(row)
+        #expect(try await store.session("j") == row)
+        #expect(try await store.sessions() == [row])
     }
 
     @Test("a damaged file is told and kept") func corrupt() throws {
