@@ -125,6 +125,7 @@ extension QemuStreamReader {
     /// The guest address is there with x-ignore-shared. The page size is not announced; see `hasPageSize`.
     private mutating func blockList(_ bytes: RawSpan, total: UInt64) throws(StreamError) -> Step {
         guard table.count == 0 else { throw .repeatedBlockList }
+        guard total > 0 else { throw .emptyBlockList }
         guard total <= limits.ramBytes else { throw .limit("RAM bytes", value: total, limit: limits.ramBytes) }
         var found = RamBlockTable()
         var left = total
@@ -164,8 +165,9 @@ extension QemuStreamReader {
 
     /// Whether what starts at `offset` is a number of the same block instead of what follows the block.
     ///
-    /// After any block but the last comes a name, which has a length of at least 1, while page sizes and guest addresses
-    /// have a first byte of 0. After the last comes a record, which has flags in its low 12 bits, while both have none.
+    /// After any block but the last comes a name, which has a length of at least 1, while page sizes and guest
+    /// addresses have a first byte of 0. After the last comes a record, which has flags in its low 12 bits, while both
+    /// have none.
     private func hasPageSize(_ bytes: RawSpan, at offset: Int, isLast: Bool) -> Bool {
         isLast ? bytes.bigEndian(at: offset, as: UInt64.self) & RecordFlags.mask == 0 : bytes.byte(at: offset) == 0
     }

@@ -116,8 +116,8 @@ public struct QemuStreamReader: Sendable {
         return step
     }
 
-    /// Whether the stream is complete if no byte follows. True at `end`, but also behind a byte that only looks like the
-    /// end (`endOfFile` in device state), because machine types with suppress-vmdesc send nothing after it.
+    /// Whether the stream is complete if no byte follows. True at `end`, but also behind a byte that only looks like
+    /// the end (`endOfFile` in device state), because machine types with suppress-vmdesc send nothing after it.
     public var mayEndHere: Bool {
         switch state {
         case .ended, .closed, .afterEndOfFile: true
@@ -169,7 +169,9 @@ extension QemuStreamReader {
         let version: UInt32 = bytes.bigEndian(at: 4)
         guard version == 3 else { throw .unsupportedVersion(version) }
         guard bytes.byteCount >= 13 else { return .needMore(13) }
-        guard bytes.byte(at: 8) == WireType.configuration else { throw .missingConfiguration(marker: bytes.byte(at: 8)) }
+        guard bytes.byte(at: 8) == WireType.configuration else {
+            throw .missingConfiguration(marker: bytes.byte(at: 8))
+        }
         let length = Int(bytes.bigEndian(at: 9, as: UInt32.self))
         guard length <= limits.machineNameBytes else {
             throw .limit("Machine name bytes", value: UInt64(length), limit: UInt64(limits.machineNameBytes))
