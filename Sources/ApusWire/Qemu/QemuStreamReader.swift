@@ -42,6 +42,7 @@ public struct QemuStreamReader: Sendable {
     public internal(set) var machine = ""
     /// x-ignore-shared: some blocks are listed but their pages never come.
     public internal(set) var ignoresShared = false
+    /// The blocks with look-up by name, for writers and the return path; empty before the block list.
     public internal(set) var table = RamBlockTable()
 
     var state: State
@@ -51,7 +52,7 @@ public struct QemuStreamReader: Sendable {
     var bitmapSection: UInt32?
     /// Bytes left of the package being read, -1 outside.
     var packageLeft = -1
-    /// LISTEN or PACKAGED was seen, or the connection is a recovery: the stream ends without a description.
+    /// LISTEN or RUN was seen, or the connection is a recovery: the stream ends without a description.
     var isPostcopy = false
     /// A preempt channel has records only, no sections.
     let isPreempt: Bool

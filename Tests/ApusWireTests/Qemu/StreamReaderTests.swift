@@ -141,6 +141,24 @@ struct StreamReaderTests {
         }
     }
 
+    @Test func aLongBlockListMayComeInSmallPieces() throws {
+        let blocks = (0..<1024).map {
+            RamBlock(name: "block\($0)", usedLength: 4096, pageSize: $0 % 3 == 0 ? 8192 : 4096)
+        }
+        let bytes = try Self.stream(blocks) { Self.ending($0, &$1) }
+        var feeder = Feeder()
+        for start in stride(from: 0, to: bytes.count, by: 61) {
+            try feeder.feed(bytes[start..<min(start + 61, bytes.count)])
+        }
+        #expect(feeder.reader.blocks == blocks)
+        #expect(feeder.seen.last?.element == .footer(id: 2))
+        // Blocks of no length do not stretch the list beyond the limit of blocks.
+        let empty = (0..<2000).map { RamBlock(name: "block\($0)", usedLength: $0 == 1999 ? 4096 : 0) }
+        #expect(throws: StreamError.limit("RAM blocks", value: 1025, limit: 1024)) {
+            try Feeder.read(try Self.stream(empty))
+        }
+    }
+
     @Test func blockNamesAreChecked() throws {
         var twice = try Self.stream([RamBlock(name: "aa", usedLength: 4096), RamBlock(name: "ab", usedLength: 4096)]) {
             Self.ending($0, &$1)
