@@ -37,4 +37,4 @@ esac
 # Swift's backtracer hangs in a crash under libFuzzer.
 export SWIFT_BACKTRACE=enable=no
 exec "$out/$target" -max_total_time="$seconds" -artifact_prefix="$out/" -dict="Fuzz/$target/dictionary" -max_len=16384 \
-    -timeout=10 -rss_limit_mb=2048 "$@" "$corpus"
+    -timeout=10 -rss_limit_mb=2048 "$@" "$corpus" "Fuzz/$target/seeds"

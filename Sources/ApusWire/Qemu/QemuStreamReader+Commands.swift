@@ -21,7 +21,9 @@ extension QemuStreamReader {
         guard bytes.byteCount >= 5 else { return .needMore(5) }
         let number: UInt16 = bytes.bigEndian(at: 1)
         let length = Int(bytes.bigEndian(at: 3, as: UInt16.self))
-        if let fixed = Self.fixedLength(of: number), fixed != length, number != CommandNumber.postcopyAdvise || length != 0 {
+        if let fixed = Self.fixedLength(of: number), fixed != length,
+            number != CommandNumber.postcopyAdvise || length != 0
+        {
             throw .wrongCommandLength(command: number, length: length)
         }
         guard bytes.byteCount >= 5 + length else { return .needMore(5 + length) }

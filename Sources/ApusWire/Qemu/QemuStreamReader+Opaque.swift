@@ -5,8 +5,8 @@ import ApusSystem
 //   after RAM      7e 00 00 xx xx | 00 | 06 length '{"' ... '}'     the end of the stream
 //   before RAM     7e id | START, FULL or a command                 the end of this one section
 //
-// The guest can write parts of device state (a card's buffers) and so plant a false end. Therefore the end of the stream is
-// a guess that later bytes refute, and no byte is ever kept back because of it.
+// The guest can write parts of device state (a card's buffers) and so plant a false end. Therefore the end of the
+// stream is a guess that later bytes refute, and no byte is ever kept back because of it.
 
 extension QemuStreamReader {
     mutating func deviceBytes(_ bytes: RawSpan) -> Step {
@@ -32,8 +32,8 @@ extension QemuStreamReader {
         return .element(.deviceBytes, length: bytes.byteCount)
     }
 
-    /// A description begins with 06, a length and `{"`. Waiting for these seven bytes keeps nothing back that could be the
-    /// last of a stream: if they are device state, a footer and another end follow.
+    /// A description begins with 06, a length and `{"`. Waiting for these seven bytes keeps nothing back that could be
+    /// the last of a stream: if they are device state, a footer and another end follow.
     mutating func afterEndOfFile(_ bytes: RawSpan) -> Step {
         guard bytes.byteCount >= 1 else { return .needMore(1) }
         if bytes.byte(at: 0) == WireType.description {

@@ -123,49 +123,79 @@ extension QemuStreamReader {
     /// Until the used lengths add up to `total`: str8 name, u64 used length, [u64 page size], [u64 guest address].
     ///
     /// The guest address is there with x-ignore-shared. The page size is not announced; see `hasPageSize`.
+    /// Nothing is built before the list is complete, so that a peer who sends it byte by byte costs no more than a walk.
     private mutating func blockList(_ bytes: RawSpan, total: UInt64) throws(StreamError) -> Step {
         guard table.count == 0 else { throw .repeatedBlockList }
+        guard total > 0 else { throw .emptyBlockList }
         guard total <= limits.ramBytes else { throw .limit("RAM bytes", value: total, limit: limits.ramBytes) }
+        var left = total
+        var cursor = 8
+        var count = 0
+        while left > 0 {
+            guard count < limits.blocks else {
+                throw .limit("RAM blocks", value: UInt64(count) + 1, limit: UInt64(limits.blocks))
+            }
+            switch try blockFields(bytes, at: cursor, left: left) {
+            case .needMore(let want): return .needMore(want)
+            case .complete(let fields):
+                left -= fields.length
+                cursor = fields.end
+                count += 1
+            }
+        }
+        table = try blockTable(bytes, total: total)
+        return .element(.blockList(count: count), length: cursor)
+    }
+
+    /// Where the fields of one entry of the block list lie.
+    private struct BlockFields {
+        var nameEnd: Int
+        var length: UInt64
+        var pageSizeAt: Int?
+        var end: Int
+    }
+
+    private enum BlockFieldsStep { case needMore(Int), complete(BlockFields) }
+
+    private func blockFields(_ bytes: RawSpan, at cursor: Int, left: UInt64) throws(StreamError) -> BlockFieldsStep {
+        guard bytes.byteCount > cursor else { return .needMore(cursor + 1) }
+        let nameEnd = cursor + 1 + Int(bytes.byte(at: cursor))
+        // The eight bytes after the length tell whether a page size is there; an EOS follows the last block.
+        let probe = nameEnd + (ignoresShared ? 16 : 8)
+        guard bytes.byteCount >= probe + 8 else { return .needMore(probe + 8) }
+        let length: UInt64 = bytes.bigEndian(at: nameEnd)
+        guard length & RecordFlags.mask == 0 else { throw .unalignedBlock(length: length) }
+        guard length <= left else { throw .blockListMismatch(left: left, length: length) }
+        guard hasPageSize(bytes, at: probe, isLast: length == left) else {
+            return .complete(BlockFields(nameEnd: nameEnd, length: length, pageSizeAt: nil, end: probe))
+        }
+        let size: UInt64 = bytes.bigEndian(at: nameEnd + 8)
+        guard size.nonzeroBitCount == 1, size > 4096, size <= 1 << 40 else { throw .badBlockPageSize(size) }
+        return .complete(BlockFields(nameEnd: nameEnd, length: length, pageSizeAt: nameEnd + 8, end: probe + 8))
+    }
+
+    /// The blocks of a list that is known to be complete.
+    private func blockTable(_ bytes: RawSpan, total: UInt64) throws(StreamError) -> RamBlockTable {
         var found = RamBlockTable()
         var left = total
         var cursor = 8
-        while left > 0 {
-            guard found.count < limits.blocks else {
-                throw .limit("RAM blocks", value: UInt64(found.count) + 1, limit: UInt64(limits.blocks))
-            }
-            guard bytes.byteCount > cursor else { return .needMore(cursor + 1) }
-            let nameEnd = cursor + 1 + Int(bytes.byte(at: cursor))
-            // The eight bytes after the length tell whether a page size is there; an EOS follows the last block.
-            let fieldsEnd = nameEnd + (ignoresShared ? 24 : 16)
-            guard bytes.byteCount >= fieldsEnd else { return .needMore(fieldsEnd) }
-            let name = try WireName.text(bytes.extracting(cursor + 1..<nameEnd))
-            let length: UInt64 = bytes.bigEndian(at: nameEnd)
-            guard length & RecordFlags.mask == 0 else { throw .unalignedBlock(length: length) }
-            guard length <= left else { throw .blockListMismatch(left: left, length: length) }
-            left -= length
-            cursor = nameEnd + 8
-            var block = RamBlock(name: name, usedLength: length)
-            if hasPageSize(bytes, at: ignoresShared ? cursor + 8 : cursor, isLast: left == 0) {
-                block.pageSize = bytes.bigEndian(at: cursor)
-                guard block.pageSize.nonzeroBitCount == 1, block.pageSize > 4096, block.pageSize <= 1 << 40 else {
-                    throw .badBlockPageSize(block.pageSize)
-                }
-                cursor += 8
-            }
-            if ignoresShared {
-                block.guestAddress = bytes.bigEndian(at: cursor, as: UInt64.self)
-                cursor += 8
-            }
+        while left > 0, case .complete(let fields) = try blockFields(bytes, at: cursor, left: left) {
+            var block = RamBlock(
+                name: try WireName.text(bytes.extracting(cursor + 1..<fields.nameEnd)), usedLength: fields.length)
+            if let offset = fields.pageSizeAt { block.pageSize = bytes.bigEndian(at: offset) }
+            if ignoresShared { block.guestAddress = bytes.bigEndian(at: fields.end - 8, as: UInt64.self) }
             try found.append(block)
+            left -= fields.length
+            cursor = fields.end
         }
-        table = found
-        return .element(.blockList(count: found.count), length: cursor)
+        return found
     }
 
     /// Whether what starts at `offset` is a number of the same block instead of what follows the block.
     ///
-    /// After any block but the last comes a name, which has a length of at least 1, while page sizes and guest addresses
-    /// have a first byte of 0. After the last comes a record, which has flags in its low 12 bits, while both have none.
+    /// After any block but the last comes a name, which has a length of at least 1, while page sizes and guest
+    /// addresses have a first byte of 0. After the last comes a record, which has flags in its low 12 bits, while both
+    /// have none.
     private func hasPageSize(_ bytes: RawSpan, at offset: Int, isLast: Bool) -> Bool {
         isLast ? bytes.bigEndian(at: offset, as: UInt64.self) & RecordFlags.mask == 0 : bytes.byte(at: offset) == 0
     }

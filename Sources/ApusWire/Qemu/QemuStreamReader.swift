@@ -42,6 +42,7 @@ public struct QemuStreamReader: Sendable {
     public internal(set) var machine = ""
     /// x-ignore-shared: some blocks are listed but their pages never come.
     public internal(set) var ignoresShared = false
+    /// The blocks with look-up by name, for writers and the return path; empty before the block list.
     public internal(set) var table = RamBlockTable()
 
     var state: State
@@ -51,7 +52,7 @@ public struct QemuStreamReader: Sendable {
     var bitmapSection: UInt32?
     /// Bytes left of the package being read, -1 outside.
     var packageLeft = -1
-    /// LISTEN or PACKAGED was seen, or the connection is a recovery: the stream ends without a description.
+    /// LISTEN or RUN was seen, or the connection is a recovery: the stream ends without a description.
     var isPostcopy = false
     /// A preempt channel has records only, no sections.
     let isPreempt: Bool
@@ -116,8 +117,8 @@ public struct QemuStreamReader: Sendable {
         return step
     }
 
-    /// Whether the stream is complete if no byte follows. True at `end`, but also behind a byte that only looks like the
-    /// end (`endOfFile` in device state), because machine types with suppress-vmdesc send nothing after it.
+    /// Whether the stream is complete if no byte follows. True at `end`, but also behind a byte that only looks like
+    /// the end (`endOfFile` in device state), because machine types with suppress-vmdesc send nothing after it.
     public var mayEndHere: Bool {
         switch state {
         case .ended, .closed, .afterEndOfFile: true
@@ -169,7 +170,9 @@ extension QemuStreamReader {
         let version: UInt32 = bytes.bigEndian(at: 4)
         guard version == 3 else { throw .unsupportedVersion(version) }
         guard bytes.byteCount >= 13 else { return .needMore(13) }
-        guard bytes.byte(at: 8) == WireType.configuration else { throw .missingConfiguration(marker: bytes.byte(at: 8)) }
+        guard bytes.byte(at: 8) == WireType.configuration else {
+            throw .missingConfiguration(marker: bytes.byte(at: 8))
+        }
         let length = Int(bytes.bigEndian(at: 9, as: UInt32.self))
         guard length <= limits.machineNameBytes else {
             throw .limit("Machine name bytes", value: UInt64(length), limit: UInt64(limits.machineNameBytes))

@@ -3,10 +3,10 @@ import ApusSystem
 /// Writes a QEMU migration stream that QEMU 7.2 and later load; the counterpart of ``QemuStreamReader``.
 ///
 /// Everything is appended to a ``StreamBuffer`` of the caller. Page data need not go through it: `page` writes only the
-/// record's head, behind which the caller puts the 4096 bytes (with writev). The writer keeps its own CONTINUE state, so
-/// records may be dropped, reordered and inserted. One writer per channel.
+/// record's head, behind which the caller puts the 4096 bytes (with writev). The writer keeps its own CONTINUE state,
+/// so records may be dropped, reordered and inserted. One writer per channel.
 ///
-/// The order of calls is the caller's duty; what the destination demands is in section 2.5 and 5.2 of the format's notes.
+/// The order of calls is the caller's duty; what the destination demands is in `Docs/Wire/qemu-stream.md`.
 public struct QemuStreamWriter: Sendable {
     /// The blocks that `block` arguments index; set by `blockList`, or given for a channel without one.
     public private(set) var table: RamBlockTable
@@ -15,8 +15,8 @@ public struct QemuStreamWriter: Sendable {
 
     public init(table: RamBlockTable = RamBlockTable()) { self.table = table }
 
-    /// The next page record names its block even if it is the same one. QEMU does this after a package and at a recovery;
-    /// needed whenever the receiving channel's state is unknown.
+    /// The next page record names its block even if it is the same one. QEMU does this after a package and at a
+    /// recovery; needed whenever the receiving channel's state is unknown.
     public mutating func forgetBlock() { lastBlock = -1 }
 
     // MARK: Header
@@ -88,7 +88,8 @@ public struct QemuStreamWriter: Sendable {
     }
 
     private func head(
-        _ type: UInt8, _ id: UInt32, _ name: String, _ instance: UInt32, _ version: UInt32, to buffer: inout StreamBuffer
+        _ type: UInt8, _ id: UInt32, _ name: String, _ instance: UInt32, _ version: UInt32,
+        to buffer: inout StreamBuffer
     ) {
         buffer.append(type)
         buffer.append(id)

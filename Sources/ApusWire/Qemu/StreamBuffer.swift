@@ -8,7 +8,7 @@ public struct StreamBuffer: Sendable {
     public private(set) var count = 0
 
     public init(capacity: Int = 4096) {
-        storage = [UInt8](repeating: 0, count: max(capacity, 64))
+        storage = Array(repeating: 0, count: max(capacity, 64))
     }
 
     /// What was written.

@@ -68,7 +68,8 @@ public enum StreamCommand: Sendable, Equatable {
     case postcopyListen
     /// The guest starts at the destination.
     case postcopyRun
-    /// Ranges to drop: the last 16 * `ranges` bytes of the element, each u64 start, u64 byte count, all inside the block.
+    /// Ranges to drop: the last 16 * `ranges` bytes of the element, each u64 start, u64 byte count, all inside the
+    /// block. See ``PageRange``.
     case postcopyDiscard(block: Int, ranges: Int)
     /// The next `length` bytes are an embedded stream without header; its elements follow, then `packageEnd`.
     case packaged(length: Int)

@@ -1,4 +1,5 @@
-/// Why a QEMU stream or return path could not be read. The peer's fault or a feature Apus does not carry, never a local bug.
+/// Why a QEMU stream or return path could not be read: the peer's fault or a feature Apus does not carry, never a
+/// local bug.
 public enum StreamError: Error, Sendable, Equatable {
     /// The first four bytes are not "QEVM".
     case notMigrationStream(magic: UInt32)
@@ -26,6 +27,7 @@ public enum StreamError: Error, Sendable, Equatable {
     case badName
     case unknownBlock(name: String)
     case duplicateBlock(name: String)
+    case emptyBlockList
     case repeatedBlockList
     case missingBlockList
     /// The used lengths do not add up to the announced total.
@@ -68,9 +70,11 @@ extension StreamError: CustomStringConvertible {
         case .notMigrationStream(let magic):
             "Not a QEMU migration stream (first bytes 0x\(String(magic, radix: 16)))"
         case .unsupportedVersion(let version): "QEMU stream version \(version), only 3 is known"
-        case .missingConfiguration: "QEMU stream without a configuration section; use a machine type of QEMU 2.4 or later"
+        case .missingConfiguration:
+            "QEMU stream without a configuration section; use a machine type of QEMU 2.4 or later"
         case .unknownConfiguration(let name, let version): "Unknown configuration \"\(name)\" version \(version)"
-        case .unknownCapability(let name): "The source announces capability \"\(name)\", which Apus does not carry; switch it off"
+        case .unknownCapability(let name):
+            "The source announces capability \"\(name)\", which Apus does not carry; switch it off"
         case .unsupportedPageBits(let bits): "Guest pages of 2^\(bits) bytes; Apus carries 4 KiB pages only"
         case .mappedRam: "The source has mapped-ram on, which is for files; switch the capability off"
         case .unsupportedSection(let name): Self.describe(section: name)
@@ -92,6 +96,7 @@ extension StreamError: CustomStringConvertible {
         case .badName: "A name is empty or not printable ASCII"
         case .unknownBlock(let name): "RAM block \"\(name)\" is not in the block list"
         case .duplicateBlock(let name): "RAM block \"\(name)\" is twice in the block list"
+        case .emptyBlockList: "A RAM block list without blocks"
         case .repeatedBlockList: "A second RAM block list"
         case .missingBlockList: "RAM records before the RAM block list"
         case .blockListMismatch(let left, let length):
@@ -112,7 +117,8 @@ extension StreamError: CustomStringConvertible {
         case .bytesAfterEnd: "Bytes after the end of the stream"
         case .unknownReturnMessage(let type): "Return path message \(type) is not known"
         case .wrongReturnLength(let type, let length): "Return path message \(type) with a payload of \(length) bytes"
-        case .unalignedRequest(let start, let length): "Page request for \(length) bytes at \(start) is not page aligned"
+        case .unalignedRequest(let start, let length):
+            "Page request for \(length) bytes at \(start) is not page aligned"
         case .wrongBitmapSize(let block, let size, let expected):
             "Bitmap of \(size) bytes for RAM block \(block), which needs \(expected)"
         case .wrongBitmapEnd(let mark): "Bitmap ends with 0x\(hex(mark))"
@@ -124,9 +130,12 @@ extension StreamError: CustomStringConvertible {
 
     private static func describe(section name: String) -> String {
         switch name {
-        case "block": "The source copies disks within the stream (migrate -b); use shared storage or a block job instead"
-        case "vfio": "The source migrates a VFIO device in iterations, which Apus cannot follow; detach the device first"
-        default: "Section \"\(name)\" has iterations but no length, and Apus has no parser for it; detach the device first"
+        case "block":
+            "The source copies disks within the stream (migrate -b); use shared storage or a block job instead"
+        case "vfio":
+            "The source migrates a VFIO device in iterations, which Apus cannot follow; detach the device first"
+        default:
+            "Section \"\(name)\" has iterations but no length, and Apus has no parser for it; detach the device first"
         }
     }
 }

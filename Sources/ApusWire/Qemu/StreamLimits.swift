@@ -1,4 +1,5 @@
-/// Bounds for everything a peer can choose in a QEMU stream. Above them the reader throws ``StreamError/limit(_:value:limit:)``.
+/// Bounds for everything a peer can choose in a QEMU stream. Above them the reader throws
+/// ``StreamError/limit(_:value:limit:)``.
 public struct StreamLimits: Sendable, Equatable {
     /// Bytes of the machine type's name.
     public var machineNameBytes = 255

@@ -40,7 +40,8 @@ struct ReturnPathTests {
         return (seen, bytes.count - start)
     }
 
-    private static func written(_ messages: [(message: ReturnMessage, bytes: [UInt8])], table: RamBlockTable) -> [UInt8] {
+    private static func written(_ messages: [(message: ReturnMessage, bytes: [UInt8])], table: RamBlockTable) -> [UInt8]
+    {
         var writer = ReturnPathWriter()
         writer.use(table)
         var buffer = StreamBuffer()
@@ -84,8 +85,10 @@ struct ReturnPathTests {
         let bitmap = (0..<16).map { UInt8($0) }
         let messages: [(message: ReturnMessage, bytes: [UInt8])] = [
             (.switchoverAcknowledged, []), (.pong(1), []), (.requestPages(block: 1, start: 0x1000, length: 4096), []),
-            (.requestPages(block: 1, start: 0, length: 8192), []), (.requestPages(block: 0, start: 0, length: 4096), []),
-            (.receivedBitmap(block: 0, size: 16), []), (.bitmapBytes, bitmap), (.bitmapEnd, []), (.resumeAcknowledged, []),
+            (.requestPages(block: 1, start: 0, length: 8192), []),
+            (.requestPages(block: 0, start: 0, length: 4096), []),
+            (.receivedBitmap(block: 0, size: 16), []), (.bitmapBytes, bitmap), (.bitmapEnd, []),
+            (.resumeAcknowledged, []),
             (.requestPages(block: 0, start: 0x40000, length: 4096), []), (.shut(failed: true), []),
         ]
         let bytes = Self.written(messages, table: try Self.table())
@@ -102,7 +105,9 @@ struct ReturnPathTests {
     }
 
     @Test func messagesAreRefusedByCause() throws {
-        for type in [0, 8, 99] as [UInt8] { #expect(try refusal([0, type, 0, 0]) == .unknownReturnMessage(type: UInt16(type))) }
+        for type in [0, 8, 99] as [UInt8] {
+            #expect(try refusal([0, type, 0, 0]) == .unknownReturnMessage(type: UInt16(type)))
+        }
         for (type, length) in [(1, 3), (2, 5), (3, 13), (4, 13), (5, 1), (6, 0), (7, 1)] as [(UInt8, UInt8)] {
             #expect(
                 try refusal([0, type, 0, length]) == .wrongReturnLength(type: UInt16(type), length: Int(length)))
@@ -149,7 +154,9 @@ struct ReturnPathTests {
             var random = Seed(seed)
             var bytes = original
             for _ in 0...random.below(3) { bytes[random.below(bytes.count)] = UInt8(random.below(256)) }
-            do { _ = try Self.read(bytes, table: table, pieces: 1 + random.below(64)) } catch is StreamError { refused += 1 }
+            do { _ = try Self.read(bytes, table: table, pieces: 1 + random.below(64)) } catch is StreamError {
+                refused += 1
+            }
         }
         #expect(refused > 100)
     }

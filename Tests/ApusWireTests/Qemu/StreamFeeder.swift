@@ -53,7 +53,9 @@ struct Feeder {
             switch try reader.next(span) {
             case .needMore(let want):
                 guard want > span.byteCount else { throw ContractBroken.wantsWhatItHas(want, span.byteCount) }
-                guard want - span.byteCount <= StreamLimits.elementBytesMax else { throw ContractBroken.wantsTooMuch(want) }
+                guard want - span.byteCount <= StreamLimits.elementBytesMax else {
+                    throw ContractBroken.wantsTooMuch(want)
+                }
                 return
             case .element(let element, let length):
                 guard length <= span.byteCount else { throw ContractBroken.tookMoreThanThereWas(length) }
@@ -84,8 +86,10 @@ extension StreamElement {
     var isPageRecord: Bool {
         switch self {
         case .page, .zero, .xbzrle, .compressed: true
-        case .header, .configuration, .sectionStart, .sectionPart, .sectionEnd, .sectionFull, .footer, .blockList, .multifdFlush,
-            .endOfRecords, .bitmapChunk, .command, .packageEnd, .deviceBytes, .endOfFile, .vmDescription, .vmDescriptionBytes,
+        case .header, .configuration, .sectionStart, .sectionPart, .sectionEnd, .sectionFull, .footer, .blockList,
+            .multifdFlush,
+            .endOfRecords, .bitmapChunk, .command, .packageEnd, .deviceBytes, .endOfFile, .vmDescription,
+            .vmDescriptionBytes,
             .end:
             false
         }

@@ -61,8 +61,12 @@ struct StreamReaderTests {
         #expect(try read { $0.targetPageBits(12, to: &$1) }.machine == "virt-7.2")
         #expect(throws: StreamError.unsupportedPageBits(16)) { try read { $0.targetPageBits(16, to: &$1) } }
         #expect(try read { $0.capabilities(["x-ignore-shared"], to: &$1) }.ignoresShared)
-        #expect(throws: StreamError.mappedRam) { try read { $0.capabilities(["x-ignore-shared", "mapped-ram"], to: &$1) } }
-        #expect(throws: StreamError.unknownCapability(name: "later")) { try read { $0.capabilities(["later"], to: &$1) } }
+        #expect(throws: StreamError.mappedRam) {
+            try read { $0.capabilities(["x-ignore-shared", "mapped-ram"], to: &$1) }
+        }
+        #expect(throws: StreamError.unknownCapability(name: "later")) {
+            try read { $0.capabilities(["later"], to: &$1) }
+        }
         #expect(throws: StreamError.limit("Capabilities", value: 65, limit: 64)) {
             try read { $0.capabilities([String](repeating: "x-ignore-shared", count: 65), to: &$1) }
         }
@@ -114,13 +118,17 @@ struct StreamReaderTests {
         }
         try read(Self.blocks)
         try read(Self.blocks, total: 0x12000)
+        // Found by the fuzzer: an empty list let a second one through.
+        #expect(throws: StreamError.emptyBlockList) { try read(Self.blocks, total: 0) }
         var few = StreamLimits()
         few.blocks = 1
         #expect(throws: StreamError.limit("RAM blocks", value: 2, limit: 1)) { try read(Self.blocks, few) }
         #expect(throws: StreamError.limit("RAM bytes", value: 1 << 53, limit: 1 << 52)) {
             try read(Self.blocks, total: 1 << 53)
         }
-        #expect(throws: StreamError.blockListMismatch(left: 0x1000, length: 0x2000)) { try read(Self.blocks, total: 0x11000) }
+        #expect(throws: StreamError.blockListMismatch(left: 0x1000, length: 0x2000)) {
+            try read(Self.blocks, total: 0x11000)
+        }
         // One page more is announced: the reader takes the EOS behind the last block for a number of it.
         #expect(throws: StreamError.badBlockPageSize(16)) { try read(Self.blocks, total: 0x13000) }
         #expect(throws: StreamError.badBlockPageSize(12288)) {
@@ -130,6 +138,24 @@ struct StreamReaderTests {
         try read(many)
         #expect(throws: StreamError.limit("RAM blocks", value: 1025, limit: 1024)) {
             try read(many + [RamBlock(name: "one.more", usedLength: 4096)])
+        }
+    }
+
+    @Test func aLongBlockListMayComeInSmallPieces() throws {
+        let blocks = (0..<1024).map {
+            RamBlock(name: "block\($0)", usedLength: 4096, pageSize: $0 % 3 == 0 ? 8192 : 4096)
+        }
+        let bytes = try Self.stream(blocks) { Self.ending($0, &$1) }
+        var feeder = Feeder()
+        for start in stride(from: 0, to: bytes.count, by: 61) {
+            try feeder.feed(bytes[start..<min(start + 61, bytes.count)])
+        }
+        #expect(feeder.reader.blocks == blocks)
+        #expect(feeder.seen.last?.element == .footer(id: 2))
+        // Blocks of no length do not stretch the list beyond the limit of blocks.
+        let empty = (0..<2000).map { RamBlock(name: "block\($0)", usedLength: $0 == 1999 ? 4096 : 0) }
+        #expect(throws: StreamError.limit("RAM blocks", value: 1025, limit: 1024)) {
+            try Feeder.read(try Self.stream(empty))
         }
     }
 
@@ -181,7 +207,8 @@ struct StreamReaderTests {
             seen.map(\.element) == [
                 .page(block: 0, offset: 0x1000), .zero(block: 0, offset: 0xf000), .zero(block: 1, offset: 0x1000),
                 .endOfRecords, .footer(id: 2), .sectionPart(id: 2, kind: .ram),
-                .xbzrle(block: 1, offset: 0, dataLength: 3), .compressed(block: 1, offset: 0, dataLength: 2), .multifdFlush,
+                .xbzrle(block: 1, offset: 0, dataLength: 3), .compressed(block: 1, offset: 0, dataLength: 2),
+                .multifdFlush,
                 .endOfRecords, .footer(id: 2),
             ])
         #expect(seen.map(\.bytes.count) == [8 + 7 + 4096, 9, 9 + 21, 8, 5, 5, 8 + 3 + 3, 8 + 4 + 2, 8, 8, 5])
@@ -209,7 +236,8 @@ struct StreamReaderTests {
         #expect(try refusal(0x1010) == .unsupportedRecord(flags: 0x1010))
         #expect(try refusal(0x24) == .unsupportedRecord(flags: 0x24))
         #expect(try refusal(0x10028) == .outsideBlock(block: 0, offset: 0x10000, length: 4096))
-        #expect(try refusal(0xffff_ffff_ffff_f028) == .outsideBlock(block: 0, offset: 0xffff_ffff_ffff_f000, length: 4096))
+        #expect(
+            try refusal(0xffff_ffff_ffff_f028) == .outsideBlock(block: 0, offset: 0xffff_ffff_ffff_f000, length: 4096))
         #expect(try refusal(0x2, [3, 0x66, 0x6f, 0x6f]) == .unknownBlock(name: "foo"))
         #expect(try refusal(0x2, [1, 0xc3]) == .badName)
         #expect(try refusal(0x2, [0]) == .badName)

@@ -31,7 +31,8 @@ struct StreamSectionTests {
 
     @Test func unknownIterableSectionsAreRefusedByName() {
         for name in ["block", "vfio", "spapr/htab", "99"] {
-            #expect(refusal { $0.sectionStart(id: 9, name: name, version: 1, to: &$1) } == .unsupportedSection(name: name))
+            #expect(
+                refusal { $0.sectionStart(id: 9, name: name, version: 1, to: &$1) } == .unsupportedSection(name: name))
         }
         #expect(StreamError.unsupportedSection(name: "block").description.contains("migrate -b"))
         #expect(StreamError.unsupportedSection(name: "vfio").description.contains("VFIO"))
@@ -43,7 +44,9 @@ struct StreamSectionTests {
         #expect(
             refusal { $0.sectionStart(id: 9, name: "dirty-bitmap", instance: 1, version: 1, to: &$1) }
                 == .unsupportedSectionVersion(name: "dirty-bitmap", version: 1, instance: 1))
-        #expect(refusal { $0.sectionFull(id: 9, name: "ram", instance: 0, version: 4, to: &$1) } == .iterableAsDevice(name: "ram"))
+        #expect(
+            refusal { $0.sectionFull(id: 9, name: "ram", instance: 0, version: 4, to: &$1) }
+                == .iterableAsDevice(name: "ram"))
         #expect(refusal { $0.sectionPart(id: 99, to: &$1) } == .unknownSectionId(99))
         #expect(refusal { $0.sectionEnd(id: 99, to: &$1) } == .unknownSectionId(99))
     }
@@ -76,7 +79,8 @@ struct StreamSectionTests {
         let whole = named + bits + zeroes + [0x20, 0x01, 0x7e, 0, 0, 0, 5]
         #expect(
             try elements(chunk(whole)).suffix(6) == [
-                .bitmapChunk(flags: 0x1c), .bitmapChunk(flags: 0x40), .bitmapChunk(flags: 0x42), .bitmapChunk(flags: 0x20),
+                .bitmapChunk(flags: 0x1c), .bitmapChunk(flags: 0x40), .bitmapChunk(flags: 0x42),
+                .bitmapChunk(flags: 0x20),
                 .bitmapChunk(flags: 0x01), .footer(id: 5),
             ])
         for flags in [0x00, 0x80, 0x30, 0x60, 0x11, 0x50] as [UInt8] {
@@ -93,7 +97,8 @@ struct StreamSectionTests {
     @Test func commandsSurviveTheWay() throws {
         let commands: [StreamCommand] = [
             .openReturnPath, .ping(0xdead_beef), .postcopyAdvise(pageSizes: 0x20_1000, targetPageSize: 4096),
-            .postcopyAdviseBitmaps, .postcopyListen, .postcopyRun, .postcopyResume, .receiveBitmap(block: 1), .switchoverStart,
+            .postcopyAdviseBitmaps, .postcopyListen, .postcopyRun, .postcopyResume, .receiveBitmap(block: 1),
+            .switchoverStart,
         ]
         #expect(
             try elements { writer, buffer in for command in commands { writer.command(command, to: &buffer) } }
@@ -108,7 +113,9 @@ struct StreamSectionTests {
 
     @Test func commandsAreRefusedByCause() {
         for number in [1, 2, 4, 5, 7, 8, 9, 11] as [UInt8] {
-            #expect(refusal(bytes([8, 0, number, 0, 3, 0, 0, 0])) == .wrongCommandLength(command: UInt16(number), length: 3))
+            #expect(
+                refusal(bytes([8, 0, number, 0, 3, 0, 0, 0])) == .wrongCommandLength(command: UInt16(number), length: 3)
+            )
         }
         #expect(refusal(bytes([8, 0, 3, 0, 15])) == .wrongCommandLength(command: 3, length: 15))
         #expect(refusal(bytes([8, 0, 8, 0, 0])) == .coloRequested)
@@ -117,7 +124,9 @@ struct StreamSectionTests {
         #expect(refusal(bytes([8, 0, 10, 0, 2, 1, 0x61])) == .unknownBlock(name: "a"))
         let name = [6] + Array("pc.ram".utf8)
         let range: [UInt8] = [0, 0, 0, 0, 0, 0, 0xf0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0]
-        func discard(_ payload: [UInt8]) -> StreamError? { refusal(bytes([8, 0, 6, 0, UInt8(payload.count)] + payload)) }
+        func discard(_ payload: [UInt8]) -> StreamError? {
+            refusal(bytes([8, 0, 6, 0, UInt8(payload.count)] + payload))
+        }
         #expect(discard([0] + name + [0]) == nil)
         #expect(discard([0] + name + [0] + range) == .outsideBlock(block: 0, offset: 0xf000, length: 0x2000))
         #expect(discard([1] + name + [0]) == .badDiscard(version: 1, terminator: 0))
@@ -151,12 +160,14 @@ struct StreamSectionTests {
         }
     }
 
-    @Test("The commands at the end of a package are found behind device state", arguments: [1, 33, 34, 200], [0, 1, 2, 4])
+    @Test(
+        "The commands at the end of a package are found behind device state", arguments: [1, 33, 34, 200], [0, 1, 2, 4])
     func packageTail(size: Int, pings: Int) throws {
         let read = try elements(package(device(size, pings: pings), then: { $0.command(.ping(9), to: &$1) }))
         let tail = (0..<pings).map { StreamElement.command(.ping(UInt32(3 + $0))) }
         #expect(read[0] == .command(.packaged(length: 20 + size + 5 + 9 * pings + 5)))
-        #expect(read[2...].map(\.self) == [.deviceBytes] + tail + [.command(.postcopyRun), .packageEnd, .command(.ping(9))])
+        #expect(
+            read[2...].map(\.self) == [.deviceBytes] + tail + [.command(.postcopyRun), .packageEnd, .command(.ping(9))])
     }
 
     @Test func packagesWithoutRunAndEmptyOnes() throws {
@@ -246,7 +257,10 @@ struct StreamSectionTests {
         let fake: [UInt8] = [0x7e, 0, 0, 0, 9, 0, 6, 0, 0, 0, 4, 0x7b, 0x22, 0x22, 0x7d]
         let read = try both(try stream(deviceState(fake)))
         #expect(read.filter { $0 == .end }.count == 2)
-        #expect(read.suffix(10).prefix(5) == [.deviceBytes, .endOfFile, .vmDescription(length: 4), .vmDescriptionBytes, .end])
+        #expect(
+            read.suffix(10).prefix(5) == [
+                .deviceBytes, .endOfFile, .vmDescription(length: 4), .vmDescriptionBytes, .end,
+            ])
     }
 
     @Test func machineTypesWithoutDescription() throws {
@@ -279,7 +293,10 @@ struct StreamSectionTests {
         writer.zero(block: 1, offset: 0, to: &buffer)
         writer.endOfRecords(to: &buffer)
         let reader = QemuStreamReader(preemptChannelOf: main)
-        #expect(try Feeder.read(buffer.array, with: reader).seen.map(\.element) == [.zero(block: 1, offset: 0), .endOfRecords])
+        #expect(
+            try Feeder.read(buffer.array, with: reader).seen.map(\.element) == [
+                .zero(block: 1, offset: 0), .endOfRecords,
+            ])
         #expect(throws: StreamError.bytesAfterEnd) { try Feeder.read(buffer.array + [0], with: reader) }
     }
 
@@ -331,7 +348,9 @@ struct StreamSectionTests {
 
     @Test func everyErrorHasAMessageOfItsOwn() {
         let errors: [StreamError] = [
-            .mappedRam, .coloRequested, .nestedPackage, .badName, .repeatedBlockList, .missingBlockList, .noPreviousBlock,
+            .mappedRam, .coloRequested, .nestedPackage, .badName, .emptyBlockList, .repeatedBlockList,
+            .missingBlockList,
+            .noPreviousBlock,
             .bytesAfterEnd, .unknownBlock(name: "x"), .duplicateBlock(name: "x"), .unsupportedSection(name: "x"),
             .unsupportedRecord(flags: 0x80), .unsupportedRecord(flags: 1), .limit("Things", value: 2, limit: 1),
             .truncated(position: 7), .notMigrationStream(magic: 1), .unknownCapability(name: "x"),

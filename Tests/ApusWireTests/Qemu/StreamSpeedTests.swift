@@ -1,10 +1,9 @@
 import ApusSystem
+import ApusWire
 import Foundation
 import Testing
 
-import ApusWire
-
-/// Reads and writes one synthetic stream. Tiny in a normal test run; with APUS_BENCH_MIB=256 it prints what a page costs.
+/// Reads and writes one synthetic stream. Tiny in a normal run; with APUS_BENCH_MIB=256 it prints what a page costs.
 struct StreamSpeedTests {
     private static let mebibytes = ProcessInfo.processInfo.environment["APUS_BENCH_MIB"].flatMap { Int($0) } ?? 1
 
