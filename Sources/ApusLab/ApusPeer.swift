@@ -60,8 +60,11 @@ public struct ApusPeer: Sendable {
         outcome.reportedDowntimeMs = job.summary?.downtimeMs
         outcome.rounds = job.summary?.rounds
         try await meter.stop(into: &outcome)
-        outcome.agentCPUSource = CPUTime.of(pid: source.process.pid)?.process(since: agents[0])
-        outcome.agentCPUDestination = CPUTime.of(pid: destination.process.pid)?.process(since: agents[1])
+        // The kernel's count of the whole agent; its own count of this job only if there is no other.
+        outcome.agentCPUSource =
+            CPUTime.of(pid: source.process.pid)?.process(since: agents[0]) ?? job.summary?.sourceCPUS
+        outcome.agentCPUDestination =
+            CPUTime.of(pid: destination.process.pid)?.process(since: agents[1]) ?? job.summary?.destinationCPUS
         outcome.qemuCPUDestination = try await destination.qemuPID(of: Self.vm).flatMap(CPUTime.of(pid:))?.besideGuest
         await console.check(seconds: 60)
         outcome.take(source: here.trace, destination: console.trace, started: started, ended: ended)

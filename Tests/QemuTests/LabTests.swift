@@ -84,4 +84,21 @@ import Testing
         #expect(namespaces.count == 2)
         for name in namespaces { #expect(!FileManager.default.fileExists(atPath: "/run/netns/\(name)")) }
     }
+
+    @Test(.enabled(if: HostPair.canMakeNamespaces, "needs root"))
+    func resetsConnections() async throws {
+        try await Lab.with { lab in
+            let pair = try await HostPair.make(in: lab, rate: nil)
+            let listen = ["busybox", "nc", "-l", "-p", "4000", "-e", "sleep", "30"]
+            _ = try await lab.start("listener", pair.destination.command(listen))
+            let connect = "sleep 30 | { until busybox nc \(pair.destination.address) 4000; do sleep 0.1; done; }"
+            let client = try await lab.start("client", pair.source.command(["sh", "-c", connect]))
+            try await wait(for: "the connection", seconds: 5) {
+                try client.mustRun()
+                return try await pair.hasConnections ? true : nil
+            }
+            try await pair.resetConnections(of: pair.destination)
+            try await wait(for: "the reset", seconds: 5) { try await pair.hasConnections ? nil : true }
+        }
+    }
 }
