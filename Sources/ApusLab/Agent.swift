@@ -36,10 +36,10 @@ public struct Agent: Sendable {
     public var socket: String { "\(run)/agent.sock" }
     public func consolePath(of vm: String) -> String { "\(run)/vms/\(vm)/console.sock" }
 
-    /// Runs `apus --agent SOCKET …`.
+    /// Runs `apus …` against this agent.
     @discardableResult
     public func apus(_ words: [String], seconds: Double = 30, showing: Bool = false) async throws -> String {
-        try await command([program, "--agent", socket] + words, seconds: seconds, showing: showing)
+        try await command(["env", "APUS_AGENT=\(socket)", program] + words, seconds: seconds, showing: showing)
     }
 
     /// Boots a guest through the agent; returns when it has checked its memory once.

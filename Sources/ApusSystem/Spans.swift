@@ -40,3 +40,19 @@ extension [UInt8] {
         @_lifetime(borrow self) get { unsafe span.bytes }
     }
 }
+
+extension Span where Element == UInt8 {
+    /// The same bytes, raw.
+    public var rawBytes: RawSpan {
+        // `bytes` is unsafe for elements with padding; bytes have none.
+        @_lifetime(copy self) get { unsafe bytes }
+    }
+}
+
+extension MutableSpan where Element == UInt8 {
+    /// The same bytes, raw.
+    public var rawBytes: MutableRawSpan {
+        // `mutableBytes` is unsafe for elements with invalid bit patterns; bytes have none.
+        @_lifetime(&self) mutating get { unsafe mutableBytes }
+    }
+}
