@@ -59,7 +59,9 @@ public struct Agent: Sendable {
     {
         var words = ["migrate", name, host, "--json", "--max-downtime", "\(peer.maxDowntimeMs)"]
         if showing { words.append("--verbose") }
-        return try Self.decode(JobStatus.self, try await apus(words, seconds: peer.timeoutS, showing: showing))
+        // With --verbose every state is a line; the last one is final.
+        let text = try await apus(words, seconds: peer.timeoutS, showing: showing)
+        return try Self.decode(JobStatus.self, text.split(separator: "\n").last.map(String.init) ?? "")
     }
 
     public func machines() async throws -> [MachineSummary] {
