@@ -30,6 +30,12 @@ public enum ProcFile {
         String(decoding: try bytes(path), as: UTF8.self)
     }
 
+    /// Field 3 of `/proc/PID/stat` says that only the exit status is left.
+    static func isZombie(stat text: String) -> Bool {
+        guard let end = text.lastIndex(of: ")") else { return false }
+        return text[text.index(after: end)...].split(separator: " ").first.map { $0 == "Z" || $0 == "X" } ?? false
+    }
+
     /// Field 22 of `/proc/PID/stat`. The name in field 2 may hold anything, so counting starts after its last `)`.
     public static func startTicks(stat text: String) -> UInt64? {
         guard let end = text.lastIndex(of: ")") else { return nil }
@@ -79,4 +85,12 @@ public final class FileLock: Sendable {
     }
 
     deinit { _ = close(descriptor) }
+}
+
+public enum TerminalSize {
+    /// Columns of the terminal behind a descriptor; nil: it is no terminal.
+    public static func columns(of descriptor: Int32) -> Int? {
+        let columns = capus_terminal_columns(descriptor)
+        return columns > 0 ? Int(columns) : nil
+    }
 }

@@ -106,6 +106,10 @@ public final class ProcessHandle: Sendable {
         let pidfd = capus_pidfd_open(pid)
         guard pidfd >= 0 else { throw SystemFailure(call: "pidfd_open", errno: -pidfd) }
         let handle = try ProcessHandle(pidfd: pidfd, pid: pid)
+        // Ended, and its parent has not asked yet: for us it is gone.
+        guard try !ProcFile.isZombie(stat: ProcFile.read("/proc/\(pid)/stat")) else {
+            throw SystemFailure(call: "pidfd_open", errno: ESRCH)
+        }
         try ProcessWatcher.shared.watch(handle, pidfd: pidfd)
         return handle
     }

@@ -32,3 +32,11 @@ extension MutableRawSpan {
         storeBytes(of: value.littleEndian, toByteOffset: offset, as: T.self)
     }
 }
+
+extension [UInt8] {
+    /// The array's bytes, without a copy.
+    public var rawBytes: RawSpan {
+        // `Span.bytes` is unsafe for elements with padding; bytes have none.
+        @_lifetime(borrow self) get { unsafe span.bytes }
+    }
+}

@@ -1,1 +1,18 @@
+#define _GNU_SOURCE
 #include "capus.h"
+#include <sys/mman.h>
+
+ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struct iovec *remote) {
+    return process_vm_readv(pid, local, 1, remote, 1, 0);
+}
+
+ssize_t capus_process_vm_writev(pid_t pid, const struct iovec *local, const struct iovec *remote) {
+    return process_vm_writev(pid, local, 1, remote, 1, 0);
+}
+
+int capus_accept(int fd) { return accept4(fd, NULL, NULL, SOCK_CLOEXEC); }
+
+off_t capus_seek_data(int fd, off_t from) { return lseek(fd, from, SEEK_DATA); }
+off_t capus_seek_hole(int fd, off_t from) { return lseek(fd, from, SEEK_HOLE); }
+
+int capus_memory_file(void) { return memfd_create("apus", MFD_CLOEXEC); }

@@ -1,0 +1,93 @@
+/// What a lane does with the data pages of a batch.
+public enum CodecChoice: Equatable, Sendable {
+    case raw
+    case lz4
+    case zstd(level: Int32)
+}
+
+/// Chooses the codec that gets a batch across soonest, from measured costs. A pure value: time comes in as numbers.
+///
+/// A lane squeezes and sends in turn, but the kernel sends on while the lane squeezes the next batch; so a byte of guest
+/// memory costs the larger of the time to squeeze it and the time the link needs for what is left of it:
+///
+/// ```
+///   cost(codec) = max(squeezeNsPerByte, ratio / linkBytesPerNs)      lowest wins, by 10 % at least
+/// ```
+public struct CodecChooser: Sendable {
+    private struct Measure: Sendable {
+        var nsPerByte: Double
+        var ratio: Double
+        mutating func learn(nsPerByte ns: Double, ratio r: Double) {
+            nsPerByte += (ns - nsPerByte) * 0.125
+            ratio += (r - ratio) * 0.25
+        }
+    }
+
+    /// Raw batches between two probes of whether squeezing would pay by now.
+    public static let probeInterval = 32
+
+    // Costs before anything was measured here; ratios start from the first probe.
+    private var lz4 = Measure(nsPerByte: 0.6, ratio: 1)
+    private var zstd1 = Measure(nsPerByte: 2.2, ratio: 1)
+    private var zstd3 = Measure(nsPerByte: 4.0, ratio: 1)
+    private var sinceProbe = CodecChooser.probeInterval
+    public private(set) var choice = CodecChoice.raw
+
+    public init() {}
+
+    /// True when the caller should probe the next batch: see ``probed(ratio:)``.
+    public mutating func wantsProbe() -> Bool {
+        guard choice == .raw else { return false }
+        sinceProbe += 1
+        guard sinceProbe >= Self.probeInterval else { return false }
+        sinceProbe = 0
+        return true
+    }
+
+    /// A few pages were squeezed on trial by zstd level 1; the other codecs' ratios are guessed from it until they run.
+    public mutating func probed(ratio: Double) {
+        zstd1.ratio = ratio
+        lz4.ratio = min(1, ratio * 1.35)
+        zstd3.ratio = ratio * 0.95
+    }
+
+    /// A batch was squeezed: what it cost and what was left.
+    public mutating func measured(_ used: CodecChoice, nsPerByte: Double, ratio: Double) {
+        switch used {
+        case .raw: break
+        case .lz4: lz4.learn(nsPerByte: nsPerByte, ratio: ratio)
+        case .zstd(let level):
+            if level <= 1 {
+                zstd1.learn(nsPerByte: nsPerByte, ratio: ratio)
+                zstd3.ratio = zstd1.ratio * 0.95
+            } else {
+                zstd3.learn(nsPerByte: nsPerByte, ratio: ratio)
+                zstd1.ratio = zstd3.ratio / 0.95
+            }
+            lz4.ratio = min(1, zstd1.ratio * 1.35)
+        }
+    }
+
+    /// Decides for the next batch, given this lane's share of the link.
+    public mutating func decide(linkBytesPerNs: Double) -> CodecChoice {
+        let link = max(linkBytesPerNs, 1e-6)
+        var best = CodecChoice.raw
+        var bestCost = 1 / link
+        var currentCost = choice == .raw ? bestCost : .infinity
+        func consider(_ candidate: CodecChoice, _ measure: Measure, below ratioMax: Double) {
+            // A squeezed page also costs the receiver; near a ratio of 1 it never pays.
+            guard measure.ratio < ratioMax else { return }
+            let cost = max(measure.nsPerByte, measure.ratio / link)
+            if candidate == choice { currentCost = cost }
+            if cost < bestCost * 0.999 {
+                best = candidate
+                bestCost = cost
+            }
+        }
+        consider(.lz4, lz4, below: 0.85)
+        consider(.zstd(level: 1), zstd1, below: 0.93)
+        consider(.zstd(level: 3), zstd3, below: 0.93)
+        if best != choice && bestCost < currentCost * 0.9 { choice = best }
+        return choice
+    }
+}

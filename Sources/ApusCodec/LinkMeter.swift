@@ -1,0 +1,54 @@
+/// What a lane knows of its share of the link. A pure value: time comes in as numbers.
+///
+/// The link's rate shows only while the lane waits for it. So a window in which the lane waited gives the rate; a window
+/// in which it did not says only "at least this much", and the estimate doubles until the first wait, and is tried again
+/// upwards every few seconds after it.
+public struct LinkMeter: Sendable {
+    /// Length of one window.
+    public static let windowNs: UInt64 = 100_000_000
+    /// Windows after which a faster link is looked for.
+    private static let retryWindows = 50
+
+    /// Estimate in bytes per nanosecond (which is GB/s).
+    public private(set) var bytesPerNs: Double
+    private var windowStartNs: UInt64
+    private var creditedBytes: UInt64 = 0
+    private var waitedNs: UInt64 = 0
+    private var knownFromWait = false
+    private var sinceKnown = 0
+
+    /// - Parameter assumedBytesPerNs: the rate assumed until the first window ends; low, so that nothing that compresses
+    ///   is wasted on a slow link.
+    public init(nowNs: UInt64, assumedBytesPerNs: Double) {
+        bytesPerNs = assumedBytesPerNs
+        windowStartNs = nowNs
+    }
+
+    /// The receiver has confirmed this many wire bytes more.
+    public mutating func credited(_ bytes: UInt64) { creditedBytes += bytes }
+    /// The lane stood still for the link.
+    public mutating func waited(ns: UInt64) { waitedNs += ns }
+
+    /// Ends the window when it is over.
+    public mutating func tick(nowNs: UInt64) {
+        let elapsed = nowNs &- windowStartNs
+        guard elapsed >= Self.windowNs else { return }
+        let rate = Double(creditedBytes) / Double(elapsed)
+        if Double(waitedNs) > 0.25 * Double(elapsed) && creditedBytes > 0 {
+            bytesPerNs = knownFromWait ? bytesPerNs + (rate - bytesPerNs) * 0.4 : rate
+            knownFromWait = true
+            sinceKnown = 0
+        } else {
+            sinceKnown += 1
+            if !knownFromWait {
+                if rate > 0 { bytesPerNs = max(bytesPerNs, rate) * 2 }
+            } else if sinceKnown % Self.retryWindows == 0 {
+                bytesPerNs *= 1.5
+            }
+            bytesPerNs = max(bytesPerNs, rate)
+        }
+        windowStartNs = nowNs
+        creditedBytes = 0
+        waitedNs = 0
+    }
+}

@@ -1,0 +1,46 @@
+/// Everything an agent can be told. The keys in a file are the property names.
+public struct AgentConfig: Codable, Sendable, Equatable {
+    public struct API: Codable, Sendable, Equatable {
+        /// nil: `agent.sock` in `runDirectory`. Mode 0600.
+        public var socket: String?
+        /// `ADDRESS:PORT` for HTTP beside the socket; nil: none.
+        public var listen: String?
+        public init(socket: String? = nil, listen: String? = nil) {
+            self.socket = socket
+            self.listen = listen
+        }
+    }
+
+    public struct Link: Codable, Sendable, Equatable {
+        /// `ADDRESS:PORT` where other agents bring VMs; port 0: any free one.
+        public var listen: String = "127.0.0.1:7421"
+        /// TCP connections for pages in each migration, 1 to 16.
+        public var lanes: Int = 2
+        /// Listen beyond loopback without TLS, for the link and the API.
+        public var insecure: Bool = false
+        public init() {}
+    }
+
+    public enum LogFormat: String, Codable, Sendable, CaseIterable { case text, json }
+
+    /// The database; survives reboots.
+    public var stateDirectory: String = "/var/lib/apus"
+    /// Sockets and logs; need not survive a reboot.
+    public var runDirectory: String = "/run/apus"
+    public var api = API()
+    public var link = Link()
+    /// A directory on tmpfs where guest RAM is made.
+    public var ramDirectory: String = "/dev/shm"
+    /// Names for other agents' link addresses, `ADDRESS[:PORT]`.
+    public var hosts: [String: String] = [:]
+    public var logFormat: LogFormat = .text
+    /// `trace`, `debug`, `info`, `notice`, `warning`, `error`, `critical`.
+    public var logLevel: String = "info"
+
+    public init() {}
+
+    public static let linkPort = 7421
+    public var apiSocket: String { api.socket ?? runDirectory + "/agent.sock" }
+    public var databasePath: String { stateDirectory + "/apus.db" }
+    public func runDirectory(ofVM name: String) -> String { "\(runDirectory)/vms/\(name)" }
+}

@@ -1,0 +1,340 @@
+import ApusAPI
+import ApusFabric
+import ApusFlow
+import ApusMemory
+import ApusQMP
+import ApusSystem
+import ApusWire
+import Foundation
+import Logging
+
+/// Runs one ``DestinationSession``; the loop is that of ``OutgoingMigration``.
+actor IncomingMigration {
+    nonisolated let job: String
+    let services: SessionServices
+    let logger: Logger
+    private nonisolated let inbox: AsyncStream<SessionInput<DestinationEvent>>.Continuation
+    private let inputs: AsyncStream<SessionInput<DestinationEvent>>
+    nonisolated let router: LinkRouter<DestinationEvent>
+    private var session: DestinationSession
+    private let vm: String
+    /// Where the source's agent can be dialled.
+    private let peer: Endpoint
+    private var link: ControlLink?
+    private var machine: Machine?
+    private var flow: DestinationFlow?
+    private var token: Token?
+    private var status: JobStatus
+    private var watchers: Task<Void, Never>?
+    private var isOver = false
+    /// When the last page came and when the verdict did.
+    private var lastStream = Instant.now()
+    private let startCPUNs = Instant.processCPUNs()
+    private let started = Instant.now()
+
+    /// A new job, begun by the offer that came over `link`.
+    init(_ services: SessionServices, job: String, offer: MigrationOffer, peer: Endpoint, link: ControlLink) {
+        self.init(
+            services, session: DestinationSession(job: job), vm: offer.vm, peer: peer, machine: nil,
+            status: JobStatus(
+                id: job, direction: .incoming, vm: offer.vm, peer: peer.description, phase: .preparing,
+                startedAt: Date(), maxDowntimeMs: 0), link: link)
+    }
+
+    /// A job taken up after a restart of the agent.
+    init(_ services: SessionServices, restoring record: DestinationRecord, machine: Machine?, peer: Endpoint, status: JobStatus) {
+        self.init(
+            services, session: DestinationSession(restoring: record), vm: status.vm, peer: peer, machine: machine,
+            status: status)
+    }
+
+    private init(
+        _ services: SessionServices, session: DestinationSession, vm: String, peer: Endpoint, machine: Machine?,
+        status: JobStatus, link: ControlLink? = nil
+    ) {
+        self.services = services
+        self.link = link
+        self.session = session
+        self.vm = vm
+        self.peer = peer
+        self.machine = machine
+        self.status = status
+        job = session.job
+        logger = services.logger
+        (inputs, inbox) = AsyncStream.makeStream(of: SessionInput<DestinationEvent>.self)
+        router = LinkRouter(job: session.job, inbox: inbox)
+    }
+
+    nonisolated func post(_ event: DestinationEvent) { inbox.yield(.event(event)) }
+    /// A connection that the source has dialled for this job, with the message it began with.
+    nonisolated func adopt(_ link: ControlLink, first: SessionMessage) {
+        inbox.yield(.linked(link))
+        inbox.yield(.message(link, first))
+    }
+
+    /// Runs the session to its end.
+    func run(first: DestinationEvent) async {
+        let beats = Task { await self.beat() }
+        watchMachine()
+        post(first)
+        for await input in inputs {
+            if let event = event(for: input) { await handle(event) }
+            if isOver { break }
+        }
+        beats.cancel()
+        watchers?.cancel()
+        link?.finish()
+    }
+
+    private func event(for input: SessionInput<DestinationEvent>) -> DestinationEvent? {
+        switch input {
+        case .event(let event): return event
+        case .linked(let link):
+            if link.isClosed { return .connectionLost }
+            self.link?.cut()
+            self.link = link
+            return .connected
+        case .unlinked(let link, _):
+            guard link === self.link else { return nil }
+            self.link = nil
+            return .connectionLost
+        case .message(let link, let message):
+            guard link === self.link else { return nil }
+            return .received(message)
+        }
+    }
+
+    private func handle(_ event: DestinationEvent) async {
+        var next: DestinationEvent? = event
+        while let event = next {
+            next = nil
+            for action in session.handle(event) {
+                await services.rehearsal?.hold("destination", before: action.point)
+                guard case .record(let record) = action else {
+                    await perform(action)
+                    continue
+                }
+                do {
+                    try await services.store.save(
+                        SessionRow(
+                            job: job, role: .destination, vm: vm, peer: peer.description,
+                            record: try SessionRow.encode(record)))
+                    await reflect(record.stage)
+                } catch {
+                    next = .recordFailed(record.stage, "\(error)")
+                    break
+                }
+            }
+        }
+        await publish()
+    }
+
+    /// Tells the registry what the VM is to this host from now on.
+    private func reflect(_ stage: DestinationRecord.Stage) async {
+        guard let machine else { return }
+        do {
+            switch stage {
+            case .prepared:
+                try await services.machines.markInDoubt(
+                    machine,
+                    note: "Complete and paused; job \(job) waits for the verdict of the source agent at \(peer).")
+            case .committed: try await services.machines.promote(machine)
+            case .incoming, .completed, .discarded, .lost: break
+            }
+        } catch { logger.error("registry: \(error)", metadata: ["job": "\(job)"]) }
+    }
+
+    private func perform(_ action: DestinationAction) async {
+        switch action {
+        case .record: break
+        case .prepareQemu(let offer): await prepareQemu(offer)
+        case .connect:
+            if let link, !link.isClosed { return }
+            router.dial(peer) { [self] _ in post(.connectionLost) }
+        case .send(let message):
+            // The counters first, so that the source's summary has them.
+            link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame)
+            link?.post(SessionEnvelope(job: job, message: message).frame)
+        case .startGuest(let paused): await startGuest(paused: paused)
+        case .observeQemu:
+            guard let machine else { return post(.qemuObserved(.dead)) }
+            if let seen = await QemuObservation.destination(machine) { post(.qemuObserved(seen)) }
+        case .discardQemu: await discard()
+        case .note(let problem): status.notes.append(Problem(problem).description)
+        case .finish: finish()
+        }
+    }
+
+    private var counters: HeartbeatReport {
+        let sample = flow?.sample() ?? FlowSample()
+        return HeartbeatReport(
+            pages: sample.dataPages + sample.zeroPages, wireBytes: sample.wireBytes,
+            cpuS: Double(Instant.processCPUNs() - startCPUNs) / 1e9)
+    }
+
+    // MARK: Filling QEMU
+
+    private func prepareQemu(_ offer: MigrationOffer) async {
+        do {
+            guard let text = offer.options["token"], let token = Token(text: text),
+                let lanes = offer.options["lanes"].flatMap(Int.init), (1...Limits.lanes).contains(lanes),
+                let definition = try? JSONDecoder().decode(MachineDefinition.self, from: Data(offer.definition.utf8))
+            else {
+                throw Problem("peer-message", "The source's offer of \(offer.vm) cannot be read.")
+            }
+            let machine = try await services.machines.launchIncoming(definition, job: job)
+            self.machine = machine
+            watchMachine()
+            status.notes += machine.launchNotes
+            let flow = try await startFlow(machine, lanes: lanes)
+            self.flow = flow
+            self.token = token
+            services.lanes.expect(token, lanes: lanes) { connection in try? flow.attach(connection) }
+            router.setFlow { [self] frame in
+                flow.receive(frame)
+                Task { await self.noteStream() }
+            }
+            post(.qemuReady)
+        } catch {
+            post(.localFailed(SessionProblem("destination-unready", error)))
+        }
+    }
+
+    private func noteStream() { lastStream = Instant.now() }
+
+    private func startFlow(_ machine: Machine, lanes: Int) async throws -> DestinationFlow {
+        let path = machine.runDirectory + "/incoming.sock"
+        do {
+            // Disks stay with the source until `cont`: a destination that locked them would keep the source from
+            // going on after an abort.
+            try await machine.qmp.execute(
+                .migrateSetCapabilities(["events": true, "return-path": true, "late-block-activate": true]))
+            try await machine.qmp.execute(.migrateIncoming(uri: "unix:" + path))
+        } catch let error as QMPError {
+            throw Problem("qemu-refused", "The destination QEMU does not accept a migration: \(error).")
+        }
+        let memory = await MachineMemory.Locator(machine)
+        let qemu = try await offPool("apus-dial") { try Socket.connect(to: .unix(path: path), timeoutMs: 5_000) }
+        let link = self.link
+        return try DestinationFlow(
+            qemu: qemu, lanes: lanes,
+            ports: { block in memory.port(of: block) },
+            send: { link?.post($0) },
+            report: { [self] event in flowReports(event) })
+    }
+
+    private nonisolated func flowReports(_ event: DestinationFlowEvent) {
+        switch event {
+        case .loaded: Task { await self.loaded() }
+        case .failed(let failure):
+            Task {
+                // A QEMU that refuses its stream says why in its log as it exits.
+                if failure.code == "qemu-load" { try? await Task.sleep(for: .milliseconds(200)) }
+                let words = failure.code == "qemu-load" ? await self.lastWords() : ""
+                self.post(
+                    .localFailed(
+                        SessionProblem(
+                            failure.code, words.isEmpty ? failure.description : "\(failure.description) QEMU said: \(words)")))
+            }
+        }
+    }
+
+    private func lastWords() -> String { machine?.lastWords ?? "" }
+
+    private func loaded() {
+        let now = Instant.now()
+        post(
+            .loaded(
+                PreparedReport(
+                    pagesInstalled: counters.pages, wireBytes: counters.wireBytes, loadMs: now.ms(since: lastStream),
+                    installed: flow?.installed ?? [:])))
+    }
+
+    // MARK: After the verdict
+
+    private func startGuest(paused: Bool) async {
+        guard let machine else { return post(.qemuDied) }
+        if paused { return post(.guestRunning(ResumeReport(resumeMs: 0, isPaused: true))) }
+        let asked = Instant.now()
+        do {
+            if await machine.runState() != .running { try await machine.qmp.execute(.cont) }
+            post(.guestRunning(ResumeReport(resumeMs: Instant.now().ms(since: asked))))
+        } catch {
+            post(
+                .guestStartFailed(
+                    SessionProblem(
+                        "guest-start-failed", "The VM is here, complete, but does not start: \(error).",
+                        advice: "Look at its disks: another process may hold their locks. It is tried again every second.")))
+        }
+    }
+
+    private func discard() async {
+        flow?.stop()
+        if let token { services.lanes.forget(token) }
+        if let machine { await services.machines.discard(machine) }
+    }
+
+    private func finish() {
+        isOver = true
+        flow?.stop()
+        if let token { services.lanes.forget(token) }
+    }
+
+    // MARK: What people see
+
+    private func publish() async {
+        status.phase = JobPhase(session.phase)
+        switch session.state {
+        case .discarded(let failure): status.error = Problem(failure.problem)
+        case .lost: status.error = Problem(SessionProblem.destinationDied)
+        case .idle, .preparing, .receiving, .inDoubt, .deciding, .starting, .recovering, .completed: break
+        }
+        if status.phase.isFinal && status.endedAt == nil {
+            status.endedAt = Date()
+            status.summary = summary()
+            if status.phase == .completed { status.progress.fraction = 1 }
+        }
+        await services.board.publish(status)
+    }
+
+    private func summary() -> JobSummary {
+        let sample = flow?.sample() ?? FlowSample()
+        var summary = JobSummary()
+        summary.totalMs = Instant.now().ms(since: started)
+        summary.wireBytes = sample.wireBytes
+        summary.installed = flow?.installed ?? [:]
+        summary.destinationCPUS = counters.cpuS
+        return summary
+    }
+
+    // MARK: Watching
+
+    private func watchMachine() {
+        guard let machine, watchers == nil else { return }
+        watchers = Task {
+            guard let exit = await machine.exited() else { return }
+            await machine.qmp.waitUntilClosed()
+            // A QEMU that refused its stream has said so on the return path: let that come first.
+            try? await Task.sleep(for: .milliseconds(400))
+            logger.warning("destination QEMU \(exit.told)", metadata: ["job": "\(job)", "vm": "\(vm)"])
+            post(.qemuDied)
+        }
+    }
+
+    private func beat() async {
+        var retry = 0
+        while !Task.isCancelled {
+            try? await Task.sleep(for: SessionTimes.beat)
+            link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame)
+            if let link, !link.isClosed, Instant.now().ms(since: link.lastHeard) > SessionTimes.silenceMs {
+                post(.peerSilent)
+                link.cut()
+            }
+            retry += 1
+            if session.wantsRetry && retry % 2 == 0 { post(.retryDue) }
+            status.progress.elapsedMs = Instant.now().ms(since: started)
+            status.progress.wireBytes = counters.wireBytes
+            if !isOver { await services.board.publish(status) }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+import ApusAPI
+import Foundation
+import Logging
+
+/// What is known of every job: the live ones in memory, all of them in the store; and who wants to hear of changes.
+actor JobBoard {
+    private let store: Store
+    private let logger: Logger
+    private var live: [String: JobStatus] = [:]
+    private var listeners: [String: [UUID: AsyncStream<JobStatus>.Continuation]] = [:]
+
+    init(store: Store, logger: Logger) {
+        self.store = store
+        self.logger = logger
+    }
+
+    /// Publishes a job's state; a new phase and the end are also stored.
+    func publish(_ status: JobStatus) async {
+        let before = live[status.id]
+        live[status.id] = status.phase.isFinal ? nil : status
+        for listener in (listeners[status.id] ?? [:]).values { listener.yield(status) }
+        if before?.phase != status.phase {
+            logger.info(
+                "job \(status.phase.rawValue)",
+                metadata: ["job": "\(status.id)", "vm": "\(status.vm)", "peer": "\(status.peer)"])
+            do { try await store.save(status) } catch { logger.error("job not stored: \(error)") }
+        }
+        if status.phase.isFinal {
+            for listener in (listeners.removeValue(forKey: status.id) ?? [:]).values { listener.finish() }
+        }
+    }
+
+    func status(_ id: String) async throws -> JobStatus {
+        if let status = live[id] { return status }
+        if let status = try await store.job(id) { return status }
+        throw Problem("job-unknown", "There is no job \(id).", advice: "`apus job list` shows all jobs.")
+    }
+
+    /// Newest first.
+    func list() async -> [JobStatus] {
+        let stored = (try? await store.jobs()) ?? []
+        return stored.map { live[$0.id] ?? $0 }
+    }
+
+    /// The state now and every later one; ends after a final one. A slow listener misses samples, never the last.
+    func updates(of id: String) async throws -> AsyncStream<JobStatus> {
+        let now = try await status(id)
+        let (stream, continuation) = AsyncStream.makeStream(of: JobStatus.self, bufferingPolicy: .bufferingNewest(8))
+        continuation.yield(now)
+        guard !now.phase.isFinal, live[id] != nil else {
+            continuation.finish()
+            return stream
+        }
+        let listener = UUID()
+        listeners[id, default: [:]][listener] = continuation
+        continuation.onTermination = { _ in Task { await self.forget(listener, of: id) } }
+        return stream
+    }
+
+    private func forget(_ listener: UUID, of id: String) {
+        listeners[id]?[listener] = nil
+        if listeners[id]?.isEmpty == true { listeners[id] = nil }
+    }
+}

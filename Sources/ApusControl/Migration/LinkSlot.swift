@@ -1,0 +1,71 @@
+import ApusAPI
+import ApusFabric
+import ApusSystem
+import ApusWire
+
+/// What reaches a session's serial loop, in order.
+enum SessionInput<Event: Sendable>: Sendable {
+    case event(Event)
+    case linked(ControlLink)
+    case unlinked(ControlLink, FabricError?)
+    case message(ControlLink, SessionMessage)
+}
+
+/// The control connections of one session: at most one is current; what comes from others is dropped.
+///
+/// ```
+///   link's reader thread -- frame --> route -- stream, layout, return path --> flow (blocking)
+///                                       `----- control -----> inbox -----> session's serial loop
+/// ```
+final class LinkRouter<Event: Sendable>: Sendable {
+    let job: String
+    private let inbox: AsyncStream<SessionInput<Event>>.Continuation
+    /// Takes frames that are not control messages; set once the flow runs.
+    private let flow = Monitor<(@Sendable (ControlLink.Message) -> Void)?>(nil)
+
+    init(job: String, inbox: AsyncStream<SessionInput<Event>>.Continuation) {
+        self.job = job
+        self.inbox = inbox
+    }
+
+    func setFlow(_ take: @escaping @Sendable (ControlLink.Message) -> Void) { flow.update { $0 = take } }
+
+    /// A frame of any of the session's links, on that link's reader thread.
+    func receive(_ link: ControlLink, _ frame: ControlLink.Message) {
+        switch frame.kind {
+        case .control:
+            do throws(Problem) {
+                let envelope = try SessionEnvelope(frame.bytes)
+                guard envelope.job == job else {
+                    throw Problem("peer-message", "A message for job \(envelope.job) came on the link of \(job).")
+                }
+                inbox.yield(.message(link, envelope.message))
+            } catch { link.cut() }
+        case .stream, .layout, .returnPath:
+            // Before the flow runs nobody has asked for these.
+            guard let take = flow.read({ $0 }) else { return link.cut() }
+            take(frame)
+        case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end:
+            link.cut()
+        }
+    }
+
+    func closed(_ link: ControlLink, _ error: FabricError?) { inbox.yield(.unlinked(link, error)) }
+
+    /// Dials a peer on a thread; `linked` or `unlinked` follows.
+    func dial(_ endpoint: Endpoint, failed: @escaping @Sendable (FabricError) -> Void) {
+        let started = try? WorkerThread("apus-dial") { [self] in
+            do throws(FabricError) {
+                let connection = try Connection.dial(
+                    endpoint, Hello(role: .control), timeoutMs: SessionTimes.dialMs)
+                let link: ControlLink
+                do throws(SystemError) {
+                    link = try ControlLink(
+                        connection, received: { [self] in receive($0, $1) }, closed: { [self] in closed($0, $1) })
+                } catch { throw .system(error) }
+                inbox.yield(.linked(link))
+            } catch { failed(error) }
+        }
+        if started == nil { failed(.timedOut) }
+    }
+}

@@ -1,0 +1,355 @@
+public import ApusAPI
+import ApusFabric
+import ApusMemory
+import ApusQMP
+import ApusSystem
+import ApusWire
+import Foundation
+public import Logging
+
+/// Moves VMs away and receives them: keeps the sessions, and routes connections of other agents to them.
+public actor Migrations {
+    private let machines: Machines
+    private let store: Store
+    private let config: AgentConfig
+    private let logger: Logger
+    private let board: JobBoard
+    private let lanes = LaneRegistry()
+    private let rehearsal: Rehearsal?
+    private var outgoing: [String: OutgoingMigration] = [:]
+    private var incoming: [String: IncomingMigration] = [:]
+    private var reception: Reception?
+
+    public init(machines: Machines, store: Store, config: AgentConfig, logger: Logger) {
+        self.machines = machines
+        self.store = store
+        self.config = config
+        self.logger = logger
+        board = JobBoard(store: store, logger: logger)
+        rehearsal = Rehearsal(runDirectory: config.runDirectory)
+    }
+
+    // MARK: What people ask for
+
+    /// Starts to move a VM; returns once the job exists.
+    public func start(_ request: MigrateRequest) async throws -> JobStatus {
+        let peer = try endpoint(of: request.host)
+        guard request.maxDowntimeMs > 0, request.maxDowntimeMs <= 2_000_000 else {
+            throw Problem("downtime-invalid", "A downtime of \(request.maxDowntimeMs) ms is not possible.", advice: "Give 1 to 2000000 ms.")
+        }
+        if let rate = request.bandwidthMBps, rate < 0.1 {
+            throw Problem("bandwidth-invalid", "A bandwidth of \(rate) MB/s is too little to migrate.", advice: "Give at least 0.1, or none.")
+        }
+        let job = Self.newJobID()
+        let machine = try await machines.checkOut(request.vm, job: job)
+        let services = self.services
+        guard let state = await machine.runState() else {
+            try? await machines.giveBack(machine)
+            throw Problem("vm-unresponsive", "\(request.vm)'s QEMU does not answer.")
+        }
+        let offer: MigrationOffer
+        let migration = OutgoingMigration(services, job: job, machine: machine, peer: peer, request, guestRunning: state == .running)
+        do {
+            offer = MigrationOffer(
+                vm: request.vm, definition: try SessionRow.encode(machine.definition),
+                ramBytes: machine.definition.ramBytes, qemuVersion: machine.definition.qemuVersion,
+                guestRunning: state == .running,
+                options: [
+                    "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
+                ])
+        } catch {
+            try? await machines.giveBack(machine)
+            throw error
+        }
+        outgoing[job] = migration
+        let status = await migration.status
+        await board.publish(status)
+        Task {
+            await migration.run(first: .start(offer))
+            self.ended(job)
+        }
+        return status
+    }
+
+    /// Newest first.
+    public func list() async -> [JobStatus] { await board.list() }
+    public func status(_ id: String) async throws -> JobStatus { try await board.status(id) }
+    /// The state now and every later one; ends after a final one.
+    public func updates(of id: String) async throws -> AsyncStream<JobStatus> { try await board.updates(of: id) }
+
+    /// Asks a job to stop; the VM stays on the source. Too late after the commit point: the job's notes say so.
+    public func abort(_ id: String) async throws -> JobStatus {
+        let status = try await board.status(id)
+        guard !status.phase.isFinal else {
+            throw Problem("job-over", "Job \(id) has ended already: \(status.phase.rawValue).")
+        }
+        outgoing[id]?.post(.userAborted)
+        incoming[id]?.post(.userAborted)
+        return status
+    }
+
+    /// The operator's verdict on a job in doubt whose other host is gone for good.
+    public func resolve(_ id: String, commit: Bool) async throws -> JobStatus {
+        let status = try await board.status(id)
+        guard outgoing[id] != nil || incoming[id] != nil else {
+            throw Problem("job-over", "Job \(id) is not in doubt: it has ended (\(status.phase.rawValue)).")
+        }
+        outgoing[id]?.post(.resolve(commit: commit))
+        incoming[id]?.post(.resolve(commit: commit))
+        return status
+    }
+
+    // MARK: The agent's life
+
+    /// Takes up what an earlier agent left, then receives VMs from other agents until cancelled.
+    ///
+    /// - Throws: `Problem` when the link address cannot be used, or the store cannot be read.
+    public func run() async throws {
+        let endpoint = try linkEndpoint()
+        // No peer may ask before every record is read: an unknown job is answered `abort`.
+        let port: UInt16
+        if case .tcp(_, let wanted) = endpoint { port = wanted } else { port = 0 }
+        linkPort = port
+        try await restore()
+        let lanes = self.lanes
+        do throws(SystemError) {
+            let reception = try Reception(
+                endpoint,
+                decide: { hello in hello.role == .control ? nil : lanes.refusal(of: hello) },
+                accepted: { [weak self] connection in
+                    if connection.hello.role == .lane { return lanes.attach(connection) }
+                    guard let self else { return }
+                    InboundLink.begin(connection, self)
+                })
+            self.reception = reception
+            if case .tcp(_, let bound) = reception.endpoint { linkPort = bound }
+            logger.info("link listens", metadata: ["address": "\(reception.endpoint)"])
+        } catch {
+            throw Problem(
+                "link-unusable", "The link cannot listen at \(endpoint): \(error).",
+                advice: "Another agent may use the port; see link.listen in the config file.")
+        }
+        defer { reception?.shutDown() }
+        try? await Task.sleep(for: .seconds(3600 * 24 * 365 * 10))
+        await stopOutgoing()
+    }
+
+    /// Orderly stop: jobs that are not past their commit point are aborted, so that their VMs run on here.
+    private func stopOutgoing() async {
+        for migration in outgoing.values { migration.post(.userAborted) }
+        for migration in incoming.values { migration.post(.userAborted) }
+        for _ in 0..<50 where !outgoing.isEmpty || !incoming.isEmpty {
+            // The task is cancelled, so a sleep would return at once.
+            await withCheckedContinuation { continuation in
+                _ = try? WorkerThread("apus-stop") {
+                    pause(ms: 100)
+                    continuation.resume()
+                }
+            }
+        }
+    }
+
+    private var linkPort: UInt16 = 0
+    private var services: SessionServices {
+        SessionServices(
+            machines: machines, store: store, config: config, board: board, logger: logger, linkPort: linkPort,
+            lanes: lanes, rehearsal: rehearsal)
+    }
+
+    private func ended(_ job: String) {
+        outgoing[job] = nil
+        incoming[job] = nil
+    }
+
+    private func linkEndpoint() throws(Problem) -> Endpoint {
+        guard let endpoint = Endpoint(config.link.listen, defaultPort: UInt16(AgentConfig.linkPort)) else {
+            throw Problem("config-invalid", "link.listen is not an address: \(config.link.listen).")
+        }
+        guard endpoint.isLocal || config.link.insecure else {
+            throw Problem(
+                "insecure", "The link would listen at \(endpoint) without encryption or authentication.",
+                advice: "Give --insecure (link.insecure) if everyone who can reach it may be trusted.")
+        }
+        if !endpoint.isLocal {
+            logger.warning("the link is neither encrypted nor authenticated", metadata: ["address": "\(endpoint)"])
+        }
+        return endpoint
+    }
+
+    private func endpoint(of host: String) throws(Problem) -> Endpoint {
+        let address = config.hosts[host] ?? host
+        guard let endpoint = Endpoint(address, defaultPort: UInt16(AgentConfig.linkPort)) else {
+            throw Problem("host-invalid", "\(host) is not a host: \(address) is no ADDRESS[:PORT].")
+        }
+        return endpoint
+    }
+
+    private static func newJobID() -> String {
+        "m-" + String(UInt64.random(in: 1 << 44..<1 << 48), radix: 16)
+    }
+
+    // MARK: Connections of other agents
+
+    /// The first message of a connection says whose it is.
+    func route(_ link: ControlLink, _ envelope: SessionEnvelope) async -> (any LinkOwner)? {
+        let job = envelope.job
+        if let migration = outgoing[job] {
+            migration.adopt(link, first: envelope.message)
+            return migration.router
+        }
+        if let migration = incoming[job] {
+            // A second offer for the same job would be another source's.
+            if case .open = envelope.message { return refuse(link, job, "Job \(job) is under way already.") }
+            migration.adopt(link, first: envelope.message)
+            return migration.router
+        }
+        if case .open(let offer) = envelope.message { return await begin(link, job, offer) }
+        await answerFinished(link, envelope)
+        return nil
+    }
+
+    private func begin(_ link: ControlLink, _ job: String, _ offer: MigrationOffer) async -> (any LinkOwner)? {
+        guard (try? await store.session(job)) == .some(.none) else {
+            return refuse(link, job, "Job \(job) has been here before.")
+        }
+        let port = offer.options["linkPort"].flatMap(UInt16.init) ?? UInt16(AgentConfig.linkPort)
+        let peer = Endpoint.tcp(host: link.peerHost ?? "127.0.0.1", port: port)
+        let migration = IncomingMigration(services, job: job, offer: offer, peer: peer, link: link)
+        incoming[job] = migration
+        Task {
+            await migration.run(first: .received(.open(offer)))
+            self.ended(job)
+        }
+        return migration.router
+    }
+
+    private func refuse(_ link: ControlLink, _ job: String, _ text: String) -> (any LinkOwner)? {
+        link.post(SessionEnvelope(job: job, message: .refused(SessionProblem("job-exists", text))).frame)
+        link.finish()
+        return nil
+    }
+
+    /// A question about a job that has no runtime any more: its record answers.
+    private func answerFinished(_ link: ControlLink, _ envelope: SessionEnvelope) async {
+        let job = envelope.job
+        var answers: [SessionMessage] = []
+        do {
+            if let row = try await store.session(job) {
+                switch row.role {
+                case .source:
+                    var session = SourceSession(restoring: try row.decode())
+                    guard session.phase.isFinal else { break }
+                    for case .send(let message) in session.handle(.received(envelope.message)) { answers.append(message) }
+                case .destination:
+                    var session = DestinationSession(restoring: try row.decode())
+                    guard session.phase.isFinal else { break }
+                    for case .send(let message) in session.handle(.received(envelope.message)) { answers.append(message) }
+                }
+            } else if envelope.message == .verdictQuery {
+                answers = [SourceSession.verdict(forUnknownJob: job)]
+            } else if let answer = DestinationSession.answer(forUnknownJob: job, to: envelope.message) {
+                answers = [answer]
+            }
+        } catch { logger.error("cannot answer for job \(job): \(error)") }
+        for answer in answers { link.post(SessionEnvelope(job: job, message: answer).frame) }
+        link.finish()
+    }
+
+    // MARK: After a restart
+
+    private func restore() async throws {
+        for row in try await store.sessions() {
+            let endpoint = Endpoint(row.peer, defaultPort: UInt16(AgentConfig.linkPort))
+            let peer = endpoint ?? .tcp(host: "127.0.0.1", port: UInt16(AgentConfig.linkPort))
+            let machine = await machines.machine(row.vm)
+            switch row.role {
+            case .source: try await restoreOutgoing(row, peer, machine)
+            case .destination: try await restoreIncoming(row, peer, machine)
+            }
+        }
+    }
+
+    private func restoreOutgoing(_ row: SessionRow, _ peer: Endpoint, _ machine: Machine?) async throws {
+        let record: SourceRecord = try row.decode()
+        guard !SourceSession(restoring: record).phase.isFinal else { return }
+        guard let machine else {
+            logger.error("VM of an unfinished job is gone", metadata: ["job": "\(row.job)", "vm": "\(row.vm)"])
+            return
+        }
+        let status = await lastStatus(row, .outgoing)
+        let migration = OutgoingMigration(services, restoring: record, machine: machine, peer: peer, status: status)
+        outgoing[row.job] = migration
+        Task {
+            await migration.run(first: .restarted)
+            self.ended(row.job)
+        }
+    }
+
+    private func restoreIncoming(_ row: SessionRow, _ peer: Endpoint, _ machine: Machine?) async throws {
+        let record: DestinationRecord = try row.decode()
+        guard !DestinationSession(restoring: record).phase.isFinal else { return }
+        let status = await lastStatus(row, .incoming)
+        let migration = IncomingMigration(services, restoring: record, machine: machine, peer: peer, status: status)
+        incoming[row.job] = migration
+        Task {
+            await migration.run(first: .restarted)
+            self.ended(row.job)
+        }
+    }
+
+    private func lastStatus(_ row: SessionRow, _ direction: JobDirection) async -> JobStatus {
+        if let status = try? await store.job(row.job) { return status }
+        return JobStatus(
+            id: row.job, direction: direction, vm: row.vm, peer: row.peer, phase: .inDoubt, startedAt: Date(),
+            maxDowntimeMs: 300)
+    }
+}
+
+/// Takes frames of a link once it is known whose it is.
+protocol LinkOwner: Sendable {
+    func receive(_ link: ControlLink, _ frame: ControlLink.Message)
+    func closed(_ link: ControlLink, _ error: FabricError?)
+}
+
+extension LinkRouter: LinkOwner {}
+
+/// A connection that another agent has opened: its first message decides whose it is, the rest goes there.
+enum InboundLink {
+    private enum State: Sendable {
+        case unclaimed
+        case claimed(any LinkOwner)
+        case nobody
+    }
+
+    static func begin(_ connection: consuming Connection, _ migrations: Migrations) {
+        let state = Monitor(State.unclaimed)
+        _ = try? ControlLink(
+            connection,
+            received: { link, frame in
+                switch state.read({ $0 }) {
+                case .claimed(let owner): owner.receive(link, frame)
+                case .nobody: break
+                case .unclaimed: claim(link, frame, state, migrations)
+                }
+            },
+            closed: { link, error in
+                if case .claimed(let owner) = state.read({ $0 }) { owner.closed(link, error) }
+            })
+    }
+
+    /// On the link's reader thread, which waits for the answer: no second frame may overtake the first.
+    private static func claim(
+        _ link: ControlLink, _ frame: ControlLink.Message, _ state: Monitor<State>, _ migrations: Migrations
+    ) {
+        guard frame.kind == .control, let envelope = try? SessionEnvelope(frame.bytes) else { return link.cut() }
+        // Heartbeats of a job that has ended here mean nothing.
+        if case .heartbeat = envelope.message { return }
+        let decided = Latch()
+        Task {
+            let owner = await migrations.route(link, envelope)
+            state.update { $0 = owner.map(State.claimed) ?? .nobody }
+            decided.open()
+        }
+        decided.wait()
+    }
+}

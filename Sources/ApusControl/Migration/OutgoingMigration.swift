@@ -1,0 +1,333 @@
+import ApusAPI
+import ApusFabric
+import ApusFlow
+import ApusQMP
+import ApusSystem
+import ApusWire
+import Foundation
+import Logging
+
+/// Runs one ``SourceSession``: turns what happens into events, one at a time, and performs the actions they bring.
+///
+/// ```
+///   QMP events --.
+///   link --------+--> inbox --> serial loop: handle(event) -> actions -> performed in order -> phase published
+///   flow --------|                             ^ a record that fails drops the rest of its list
+///   API, timers -'
+/// ```
+actor OutgoingMigration {
+    nonisolated let job: String
+    let services: SessionServices
+    let machine: Machine
+    let request: MigrateRequest
+    let peer: Endpoint
+    let token = Token.random()
+    let logger: Logger
+    private nonisolated let inbox: AsyncStream<SessionInput<SourceEvent>>.Continuation
+    private let inputs: AsyncStream<SessionInput<SourceEvent>>
+    nonisolated let router: LinkRouter<SourceEvent>
+    private var session: SourceSession
+    private var link: ControlLink?
+    private var everLinked = false
+    private var isOver = false
+    private var deadlineSaid = false
+    private var switchLimitSaid = false
+    private var stallSaid = false
+    var transfer: OutgoingTransfer?
+    var marks = SwitchMarks()
+    var status: JobStatus
+    var monitor: ProgressMonitor
+    /// CPU time of the agent when the job began.
+    let startCPUNs = Instant.processCPUNs()
+    let started = Instant.now()
+
+    /// A new job.
+    init(_ services: SessionServices, job: String, machine: Machine, peer: Endpoint, _ request: MigrateRequest, guestRunning: Bool) {
+        self.init(
+            services, machine: machine, peer: peer, request,
+            session: SourceSession(job: job, guestRunning: guestRunning),
+            status: JobStatus(
+                id: job, direction: .outgoing, vm: request.vm, peer: request.host, phase: .preparing,
+                startedAt: Date(), maxDowntimeMs: request.maxDowntimeMs))
+    }
+
+    /// A job taken up after a restart of the agent.
+    init(_ services: SessionServices, restoring record: SourceRecord, machine: Machine, peer: Endpoint, status: JobStatus) {
+        self.init(
+            services, machine: machine, peer: peer,
+            MigrateRequest(vm: status.vm, host: status.peer, maxDowntimeMs: status.maxDowntimeMs),
+            session: SourceSession(restoring: record), status: status)
+    }
+
+    private init(
+        _ services: SessionServices, machine: Machine, peer: Endpoint, _ request: MigrateRequest,
+        session: SourceSession, status: JobStatus
+    ) {
+        self.services = services
+        self.machine = machine
+        self.request = request
+        self.peer = peer
+        self.session = session
+        self.status = status
+        job = session.job
+        logger = services.logger
+        monitor = ProgressMonitor(maxDowntimeMs: Double(request.maxDowntimeMs))
+        (inputs, inbox) = AsyncStream.makeStream(of: SessionInput<SourceEvent>.self)
+        router = LinkRouter(job: session.job, inbox: inbox)
+    }
+
+    /// Something happened. From any thread or task.
+    nonisolated func post(_ event: SourceEvent) { inbox.yield(.event(event)) }
+    /// A connection that the destination has dialled for this job, with the message it began with.
+    nonisolated func adopt(_ link: ControlLink, first: SessionMessage) {
+        inbox.yield(.linked(link))
+        inbox.yield(.message(link, first))
+    }
+
+    /// Runs the session to its end.
+    func run(first: SourceEvent) async {
+        let watchers = Task { await self.watch() }
+        post(first)
+        for await input in inputs {
+            if let event = event(for: input) { await handle(event) }
+            if isOver { break }
+        }
+        watchers.cancel()
+        link?.finish()
+    }
+
+    private func event(for input: SessionInput<SourceEvent>) -> SourceEvent? {
+        switch input {
+        case .event(let event):
+            if event == .qemuStopped { marks.stopped = marks.stopped ?? Instant.now() }
+            return event
+        case .linked(let link):
+            if link.isClosed { return .connectionLost }
+            self.link?.cut()
+            self.link = link
+            everLinked = true
+            return .connected
+        case .unlinked(let link, _):
+            guard link === self.link else { return nil }
+            self.link = nil
+            return .connectionLost
+        case .message(let link, let message):
+            guard link === self.link else { return nil }
+            note(message)
+            return .received(message)
+        }
+    }
+
+    /// Keeps what the destination reports for the summary.
+    private func note(_ message: SessionMessage) {
+        switch message {
+        case .prepared(let report):
+            marks.prepared = Instant.now()
+            marks.loadMs = report.loadMs
+            marks.installed = report.installed
+        case .running(let report):
+            marks.running = Instant.now()
+            marks.resumeMs = report.resumeMs
+        case .heartbeat(let report): marks.destinationCPUS = report.cpuS
+        case .open, .ready, .refused, .commit, .abort, .verdictQuery, .failed, .aborted: break
+        }
+    }
+
+    private func handle(_ event: SourceEvent) async {
+        var next: SourceEvent? = event
+        while let event = next {
+            next = nil
+            for action in session.handle(event) {
+                await services.rehearsal?.hold("source", before: action.point)
+                guard case .record(let record) = action else {
+                    await perform(action)
+                    continue
+                }
+                do {
+                    try await services.store.save(
+                        SessionRow(
+                            job: job, role: .source, vm: request.vm, peer: peer.description,
+                            record: try SessionRow.encode(record)))
+                    if record.stage == .committed { marks.committed = Instant.now() }
+                } catch {
+                    next = .recordFailed(record.stage, "\(error)")
+                    break
+                }
+            }
+        }
+        await publish()
+    }
+
+    private func perform(_ action: SourceAction) async {
+        switch action {
+        case .record: break
+        case .connect: connect()
+        case .send(let message): link?.post(SessionEnvelope(job: job, message: message).frame)
+        case .startTransfer: await startTransfer()
+        case .raiseDowntimeLimit: await transfer?.raiseDowntimeLimit(ms: request.maxDowntimeMs)
+        case .deliverShut: transfer?.deliverShut()
+        case .releaseQemu: await OutgoingTransfer.release(machine, transfer)
+        case .observeQemu: await observeQemu()
+        case .resumeGuest: _ = try? await machine.qmp.execute(.cont)
+        case .endQemu: await services.machines.departed(machine, to: request.host)
+        case .note(let problem): status.notes.append(Problem(problem).description)
+        case .finish: await finish()
+        }
+    }
+
+    private func connect() {
+        if let link, !link.isClosed { return }
+        let (peer, everLinked) = (self.peer, self.everLinked)
+        router.dial(peer) { [self] error in
+            // A job that never reached its destination says why; later, the loss itself is what matters.
+            post(
+                everLinked
+                    ? .connectionLost
+                    : .localFailed(
+                        SessionProblem(
+                            "peer-unreachable", "The agent at \(peer) cannot be reached: \(error)",
+                            advice: "Check that `apus agent` runs there, listens on this address, and no firewall is between.")))
+        }
+    }
+
+    private func startTransfer() async {
+        guard let link else { return post(.connectionLost) }
+        do {
+            let transfer = try await OutgoingTransfer(self, link)
+            self.transfer = transfer
+            router.setFlow { frame in
+                // Only the return path comes this way; a QEMU that no longer listens is noticed elsewhere.
+                if frame.kind == .returnPath { try? transfer.flow.writeReturnPath(frame.bytes) }
+            }
+        } catch {
+            post(.localFailed(SessionProblem("transfer-failed", error)))
+        }
+    }
+
+    private func observeQemu() async { if let seen = await QemuObservation.source(machine) { post(.qemuObserved(seen)) } }
+
+    private func finish() async {
+        isOver = true
+        transfer?.stop()
+        await OutgoingTransfer.restoreSettings(machine, transfer)
+        switch session.state {
+        case .kept: try? await services.machines.giveBack(machine)
+        case .lost(_, wasCommitted: let wasCommitted): if !wasCommitted { try? await services.machines.giveBack(machine) }
+        case .completed: break
+        case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding, .undecidable,
+            .committed, .aborting, .recovering:
+            preconditionFailure("a session finishes in a final state")
+        }
+    }
+
+    // MARK: What people see
+
+    func publish() async {
+        status.phase = JobPhase(session.phase)
+        switch session.state {
+        case .kept(let failure), .lost(let failure, _): status.error = Problem(failure.problem)
+        case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding, .undecidable,
+            .committed, .aborting, .recovering, .completed:
+            break
+        }
+        if status.phase.isFinal && status.endedAt == nil {
+            status.endedAt = Date()
+            status.summary = summary()
+            status.progress.elapsedMs = status.summary?.totalMs ?? 0
+            if status.phase == .completed { status.progress.fraction = 1 }
+        }
+        await services.board.publish(status)
+    }
+
+    // MARK: Watching
+
+    private func watch() async {
+        let machine = self.machine
+        await withTaskGroup(of: Void.self) { group in
+            group.addTask { await self.watchQemu() }
+            group.addTask { await self.beat() }
+            group.addTask { await self.sample() }
+            group.addTask {
+                guard let exit = await machine.exited() else { return }
+                // QEMU's own last words come before its death: let them in first.
+                await machine.qmp.waitUntilClosed()
+                try? await Task.sleep(for: .milliseconds(50))
+                self.logger.warning("QEMU \(exit.told)", metadata: ["job": "\(self.job)", "vm": "\(machine.name)"])
+                self.post(.qemuDied(watched: true))
+            }
+        }
+    }
+
+    private func watchQemu() async {
+        for await event in machine.qmp.events() {
+            switch event.kind {
+            case .stop: if transfer != nil { post(.qemuStopped) }
+            case .migration(.completed):
+                post(.qemuCompleted)
+                let info = try? await machine.qmp.execute(.queryMigrate)
+                marks.qemuDowntimeMs = info?.downtimeMs.map(Double.init)
+                marks.rounds = info?.ram.map { Int($0.dirtySyncCount) }
+            case .migration(.failed):
+                let text = (try? await machine.qmp.execute(.queryMigrate))?.errorDescription
+                post(.qemuFailed(text ?? "no reason given"))
+            case .resume, .shutdown, .reset, .migration, .migrationPass, .other: break
+            }
+        }
+    }
+
+    private func beat() async {
+        var retry = 0
+        while !Task.isCancelled {
+            try? await Task.sleep(for: SessionTimes.beat)
+            link?.post(SessionEnvelope(job: job, message: .heartbeat(.init())).frame)
+            if let link, !link.isClosed, Instant.now().ms(since: link.lastHeard) > SessionTimes.silenceMs {
+                post(.peerSilent)
+                link.cut()
+            }
+            retry += 1
+            if session.wantsRetry && retry % 2 == 0 { post(.retryDue) }
+            if let limit = request.timeoutS, !deadlineSaid, Instant.now().ms(since: started) > limit * 1000 {
+                deadlineSaid = true
+                post(.deadlinePassed)
+            }
+            if let stopped = marks.stopped ?? marks.gateOpened, marks.prepared == nil, !switchLimitSaid,
+                Instant.now().ms(since: stopped) > SessionTimes.switchOverMs(maxDowntimeMs: request.maxDowntimeMs)
+            {
+                switchLimitSaid = true
+                post(.switchOverTimedOut)
+            }
+        }
+    }
+
+    private func sample() async {
+        while !Task.isCancelled {
+            try? await Task.sleep(for: SessionTimes.sample)
+            guard let transfer, !status.phase.isFinal else { continue }
+            // While the guest is stopped QEMU does not answer, and there is nothing left to decide.
+            let info = session.state == .transferring ? try? await machine.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
+            let gateOpens = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
+            if gateOpens && session.state == .transferring {
+                // A guest that was paused before shows no STOP.
+                if !session.guestRunning { marks.gateOpened = Instant.now() }
+                marks.predictedDowntimeMs = status.progress.predictedDowntimeMs
+                post(.gateOpened)
+            }
+            if monitor.stalledMs > SessionTimes.stallMs && !stallSaid {
+                stallSaid = true
+                post(
+                    .localFailed(
+                        SessionProblem(
+                            "peer-stalled",
+                            "The destination has not confirmed a byte for \(Int(SessionTimes.stallMs / 1000)) s.",
+                            advice: "Check the link and the destination's log.")))
+            }
+            // The phase is published by the serial loop alone, when its actions are done.
+            if !isOver { await services.board.publish(status) }
+        }
+    }
+}
+
+extension Machine {
+    /// Nil when QEMU does not answer.
+    func runState() async -> RunState? { (try? await qmp.execute(.queryStatus))?.status }
+}

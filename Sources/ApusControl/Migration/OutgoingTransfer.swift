@@ -1,0 +1,184 @@
+import ApusAPI
+import ApusFabric
+import ApusFlow
+import ApusQMP
+import ApusSystem
+import ApusWire
+import Foundation
+
+/// The moving part of an outgoing job: the source QEMU set up to migrate into our socket, and the flow that reads it.
+final class OutgoingTransfer: Sendable {
+    let flow: SourceFlow
+    private let machine: Machine
+    private let saved: SavedSettings
+
+    /// QEMU stops by itself only when this little is left: the gate decides, not QEMU.
+    private static let closedDowntimeMs: UInt64 = 1
+    private static let acceptMs = 5_000
+
+    /// What the operator had set, to be put back when the VM stays here.
+    private struct SavedSettings: Sendable {
+        var capabilities: [String: Bool] = [:]
+        var parameters = MigrateParameters()
+    }
+
+    /// - Throws: `Problem`; QEMU's settings are then as they were.
+    init(_ migration: isolated OutgoingMigration, _ link: ControlLink) async throws {
+        machine = migration.machine
+        saved = try await Self.prepare(machine, bandwidth: nil)
+        do {
+            flow = try await Self.start(migration, link)
+        } catch {
+            await Self.restore(machine, saved)
+            throw error
+        }
+    }
+
+    private static func start(_ migration: isolated OutgoingMigration, _ link: ControlLink) async throws -> SourceFlow {
+        let machine = migration.machine
+        let path = machine.runDirectory + "/migrate.sock"
+        let listener = try Listener(.unix(path: path))
+        defer { listener.shutDown() }
+        let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
+        let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
+        do {
+            _ = try await machine.qmp.execute(.migrate(uri: "unix:" + path))
+        } catch let error as QMPError {
+            throw Problem(
+                "qemu-refused", "The source QEMU does not migrate: \(error).",
+                advice: "Devices that cannot be migrated must be unplugged first.")
+        }
+        guard let qemu = try await offPool("apus-accept", { try listener.accept(timeoutMs: acceptMs) }) else {
+            throw Problem(
+                "qemu-silent", "The source QEMU did not connect to \(path) within \(acceptMs / 1000) s.",
+                advice: "It must be allowed to reach the agent's run directory.")
+        }
+        let options = FlowOptions(bytesPerS: migration.request.bandwidthMBps.map { $0 * 1e6 })
+        return try SourceFlow(qemu: qemu, control: link, lanes: lanes, options: options) { event in
+            migration.flowReports(event)
+        }
+    }
+
+    private static func dialLanes(_ peer: Endpoint, _ token: Token, _ count: Int) throws -> LaneConnections {
+        var lanes = LaneConnections()
+        for lane in 0..<count {
+            let hello = Hello(role: .lane, lane: UInt16(lane), lanes: UInt32(count), token: token)
+            do throws(FabricError) {
+                lanes = lanes.adding(try Connection.dial(peer, hello, timeoutMs: SessionTimes.dialMs))
+            } catch {
+                throw Problem("lane-failed", "Lane \(lane) to \(peer) could not be opened: \(error)")
+            }
+        }
+        return lanes
+    }
+
+    // MARK: QEMU's settings
+
+    /// Everything that would change the stream under us is switched off; what was there is remembered.
+    private static func prepare(_ machine: Machine, bandwidth: UInt64?) async throws -> SavedSettings {
+        let wanted = [
+            "return-path": true, "events": true, "xbzrle": false, "multifd": false, "postcopy-ram": false,
+            "compress": false, "auto-converge": false, "pause-before-switchover": false, "x-ignore-shared": false,
+            "mapped-ram": false, "release-ram": false, "x-colo": false, "background-snapshot": false,
+        ]
+        let qmp = machine.qmp
+        var saved = SavedSettings()
+        do {
+            let known = try await qmp.execute(.queryMigrateCapabilities)
+            let parameters = try await qmp.execute(.any("query-migrate-parameters"))
+            if let tls = parameters["tls-creds"]?.string, !tls.isEmpty {
+                throw Problem(
+                    "qemu-tls", "\(machine.name)'s QEMU encrypts its migration stream itself (tls-creds \(tls)).",
+                    advice: "Clear it: migrate-set-parameters with tls-creds \"\". The agents' link has its own protection.")
+            }
+            let changes = wanted.filter { name, on in known.states[name].map { $0 != on } ?? false }
+            saved.capabilities = known.states.filter { changes[$0.key] != nil }
+            saved.parameters = MigrateParameters(
+                downtimeLimitMs: parameters["downtime-limit"]?.unsigned,
+                maxBandwidth: parameters["max-bandwidth"]?.unsigned)
+            if !changes.isEmpty { try await qmp.execute(.migrateSetCapabilities(changes)) }
+            try await qmp.execute(
+                .migrateSetParameters(MigrateParameters(downtimeLimitMs: closedDowntimeMs, maxBandwidth: 0)))
+        } catch let error as QMPError {
+            await restore(machine, saved)
+            throw Problem("qemu-refused", "The source QEMU refuses the settings for a migration: \(error).")
+        }
+        return saved
+    }
+
+    private static func restore(_ machine: Machine, _ saved: SavedSettings) async {
+        // A QEMU that has gone needs no settings.
+        if !saved.capabilities.isEmpty {
+            _ = try? await machine.qmp.execute(.migrateSetCapabilities(saved.capabilities))
+        }
+        _ = try? await machine.qmp.execute(.migrateSetParameters(saved.parameters))
+    }
+
+    static func restoreSettings(_ machine: Machine, _ transfer: OutgoingTransfer?) async {
+        guard let transfer, machine.exit == nil else { return }
+        await restore(machine, transfer.saved)
+    }
+
+    // MARK: The switch-over
+
+    /// QEMU compares what is left with this at most 100 ms later, and stops the guest when it fits.
+    func raiseDowntimeLimit(ms: Int) async {
+        let limit = MigrateParameters(downtimeLimitMs: UInt64(max(ms, 1)))
+        _ = try? await machine.qmp.execute(.migrateSetParameters(limit))
+    }
+
+    /// A socket that is dead already is no error: QEMU's state tells what became of it.
+    func deliverShut() { try? flow.deliverShut() }
+
+    func stop() { flow.stop() }
+
+    /// Makes QEMU give the migration up, whatever stage it is in.
+    static func release(_ machine: Machine, _ transfer: OutgoingTransfer?) async {
+        transfer?.stop()
+        guard machine.exit == nil else { return }
+        _ = try? await machine.qmp.execute(.migrateCancel)
+    }
+}
+
+/// Where a QEMU stands, in the words of the sessions.
+enum QemuObservation {
+    /// Nil when QEMU does not answer: ask again.
+    static func source(_ machine: Machine) async -> SourceQemu? {
+        if machine.exit != nil { return .dead }
+        guard let info = try? await machine.qmp.execute(.queryMigrate), let state = await machine.runState() else {
+            return machine.exit != nil ? .dead : nil
+        }
+        switch info.status {
+        case .completed: return .handedOver
+        case .none, .failed, .cancelled:
+            // QEMU says failed a moment before it has resumed the guest.
+            return state == .finishMigrate ? .migrating : .kept(running: state == .running)
+        case .setup, .active, .device, .cancelling, .preSwitchover, .waitUnplug, .postcopyActive, .postcopyPaused,
+            .postcopyRecover, .other:
+            return .migrating
+        }
+    }
+
+    static func destination(_ machine: Machine) async -> DestinationQemu? {
+        if machine.exit != nil { return .dead }
+        guard let state = await machine.runState() else { return machine.exit != nil ? .dead : nil }
+        return state == .running ? .running : .paused
+    }
+}
+
+extension OutgoingMigration {
+    /// Called from the flow's threads.
+    nonisolated func flowReports(_ event: SourceFlowEvent) {
+        switch event {
+        case .layoutKnown, .lastRoundBegan, .streamEnded: break
+        case .failed(let failure):
+            let problem = SessionProblem(failure.code, failure.description)
+            guard failure.code == "link" else { return post(.localFailed(problem)) }
+            // When the destination has given up, its own words say why; they are on their way on the control link.
+            Task {
+                try? await Task.sleep(for: .milliseconds(300))
+                post(.localFailed(problem))
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+import ApusAPI
+import ApusFlow
+import ApusQMP
+import ApusSystem
+
+/// Moments of the switch-over, for the summary.
+struct SwitchMarks: Sendable {
+    var gateOpened: Instant?
+    var stopped: Instant?
+    var prepared: Instant?
+    var committed: Instant?
+    var running: Instant?
+    /// At the destination: from the last page to SHUT 0, and from the verdict to RESUME.
+    var loadMs: Double?
+    var resumeMs: Double?
+    var predictedDowntimeMs: Double?
+    var installed: [String: String] = [:]
+    var destinationCPUS: Double?
+    var qemuDowntimeMs: Double?
+    var rounds: Int?
+
+    /// From STOP to RESUME. The way back of the last message is taken off: half of what its round trip took beyond the
+    /// destination's own time.
+    var downtimeMs: Double? {
+        guard let stopped, let committed, let running else { return nil }
+        let resume = resumeMs ?? 0
+        let way = max(0, running.ms(since: committed) - resume) / 2
+        return committed.ms(since: stopped) + way + resume
+    }
+
+    var parts: [DowntimePart] {
+        guard let stopped, let prepared, let committed, let running else { return [] }
+        return [
+            DowntimePart(name: "last pages, device state and load", ms: prepared.ms(since: stopped)),
+            DowntimePart(name: "hand-over by QEMU and commit", ms: committed.ms(since: prepared)),
+            DowntimePart(name: "resume", ms: (downtimeMs ?? running.ms(since: stopped)) - committed.ms(since: stopped)),
+        ]
+    }
+}
+
+/// Turns counters into progress, and asks the switch gate. Fed every few tens of milliseconds.
+struct ProgressMonitor: Sendable {
+    private struct Point: Sendable {
+        var ns: UInt64
+        var wireBytes: UInt64
+        var dataBytes: UInt64
+    }
+
+    private var gate: SwitchGate
+    private var points: [Point] = []
+    private var round = 0
+    private var roundStartNs: UInt64 = 0
+    private var lastRoundMs = 0.0
+    private var dirtyBytesPerS = 0.0
+    private var confirmed: (bytes: UInt64, ns: UInt64) = (0, 0)
+    private(set) var stalledMs = 0.0
+    private(set) var sample = FlowSample()
+    private let startNs = Instant.now().ns
+
+    /// Rates are taken over this much of the past.
+    private static let windowNs: UInt64 = 1_000_000_000
+
+    init(maxDowntimeMs: Double) { gate = SwitchGate(maxDowntimeMs: maxDowntimeMs) }
+
+    /// - Parameter info: nil when QEMU was not asked or did not answer.
+    /// - Returns: true once, when the VM should be stopped.
+    mutating func take(
+        _ flow: FlowSample, _ info: MigrationInfo?, nowNs: UInt64, into progress: inout JobProgress
+    ) -> Bool {
+        sample = flow
+        points.append(Point(ns: nowNs, wireBytes: flow.wireBytes, dataBytes: flow.dataPages * 4096))
+        while points.count > 2 && nowNs - points[1].ns > Self.windowNs { points.removeFirst() }
+        watchStall(flow, nowNs)
+        let first = points[0]
+        let seconds = max(Double(nowNs - first.ns) / 1e9, 1e-3)
+        progress.elapsedMs = Double(nowNs - startNs) / 1e6
+        progress.wireBytes = flow.wireBytes
+        progress.rateBytesPerS = Double(flow.wireBytes - first.wireBytes) / seconds
+        guard let ram = info?.ram else { return false }
+
+        let dataBytes = flow.dataPages * 4096 - first.dataBytes
+        let ratio = dataBytes > 0 ? min(1.1, Double(flow.wireBytes - first.wireBytes) / Double(dataBytes)) : 1
+        noteRound(ram, nowNs)
+        var gateSample = GateSample()
+        gateSample.elapsedMs = progress.elapsedMs
+        gateSample.round = round
+        gateSample.remainingBytes = Double(ram.remaining)
+        gateSample.dirtyBytesPerS = dirtyBytesPerS
+        gateSample.roundMs = Double(nowNs - roundStartNs) / 1e6
+        gateSample.linkBytesPerS = max(Double(flow.linkBytesPerS), progress.rateBytesPerS)
+        gateSample.ratio = ratio
+        gateSample.unconfirmedBytes = Double(flow.unconfirmedBytes)
+        gateSample.savedBytes = Double(flow.plainBytes) - Double(flow.wireBytes)
+        let forecast = gate.forecast(gateSample)
+        progress.round = round
+        progress.memoryTotalBytes = ram.total
+        progress.memoryRemainingBytes = ram.remaining
+        progress.dirtyRateBytesPerS = dirtyBytesPerS
+        progress.predictedDowntimeMs = forecast.downtimeMs
+        progress.predictedRemainingMs = forecast.remainingMs
+        advance(&progress, ram)
+        return gate.shouldOpen(gateSample)
+    }
+
+    /// Bytes on the link that nobody confirms.
+    private mutating func watchStall(_ flow: FlowSample, _ nowNs: UInt64) {
+        let bytes = flow.wireBytes - min(flow.unconfirmedBytes, flow.wireBytes)
+        if flow.unconfirmedBytes == 0 || bytes != confirmed.bytes || confirmed.ns == 0 { confirmed = (bytes, nowNs) }
+        stalledMs = Double(nowNs - confirmed.ns) / 1e6
+    }
+
+    /// QEMU's own dirty rate is renewed once a second at most; short rounds are measured by what they left behind.
+    private mutating func noteRound(_ ram: MigrationInfo.RAM, _ nowNs: UInt64) {
+        let now = Int(ram.dirtySyncCount)
+        if now != round {
+            if round > 0 {
+                lastRoundMs = Double(nowNs - roundStartNs) / 1e6 / Double(max(1, now - round))
+                if lastRoundMs > 1 { dirtyBytesPerS = Double(ram.remaining) / (lastRoundMs / 1000) }
+            }
+            round = now
+            roundStartNs = nowNs
+        }
+        if let pages = ram.dirtyPagesRate, pages > 0, lastRoundMs > 1000 {
+            dirtyBytesPerS = Double(pages * (ram.pageSize ?? 4096))
+        }
+    }
+
+    /// The first round is nine tenths of the way; what follows approaches the end and never steps back.
+    private func advance(_ progress: inout JobProgress, _ ram: MigrationInfo.RAM) {
+        let done = ram.total > 0 ? 1 - Double(ram.remaining) / Double(ram.total) : 0
+        let fraction = round <= 1 ? 0.9 * done : 0.9 + 0.09 * (1 - 1 / Double(round))
+        progress.fraction = max(progress.fraction, min(fraction, 0.99))
+    }
+}
+
+extension OutgoingMigration {
+    /// The record of the finished job.
+    func summary() -> JobSummary {
+        let sample = transfer?.flow.sample() ?? monitor.sample
+        var summary = JobSummary()
+        summary.totalMs = (marks.running ?? Instant.now()).ms(since: started)
+        summary.downtimeMs = marks.downtimeMs
+        summary.downtimeParts = marks.parts
+        summary.qemuDowntimeMs = marks.qemuDowntimeMs
+        summary.predictedDowntimeMs = marks.predictedDowntimeMs
+        summary.rounds = marks.rounds ?? status.progress.round
+        summary.wireBytes = sample.wireBytes
+        summary.forms = [
+            FormCount(form: "zero", pages: sample.zeroPages, wireBytes: 0),
+            FormCount(form: "raw", pages: sample.rawPages, wireBytes: sample.rawPages * 4096),
+            FormCount(form: "lz4", pages: sample.lz4Pages, wireBytes: sample.lz4Bytes),
+            FormCount(form: "zstd", pages: sample.zstdPages, wireBytes: sample.zstdBytes),
+        ].filter { $0.pages > 0 }
+        summary.installed = marks.installed
+        summary.sourceCPUS = Double(Instant.processCPUNs() - startCPUNs) / 1e9
+        summary.destinationCPUS = marks.destinationCPUS
+        return summary
+    }
+}

@@ -1,0 +1,341 @@
+//  What the two agents of a migration say to each other on the control connection (the greeting that negotiates version
+//  and features comes before, and is not here). Pages travel on lanes, never in these messages.
+//
+//     SOURCE AGENT                                                      DESTINATION AGENT
+//        | open(offer) ------------------------------------------------->|  checks, starts QEMU with -incoming defer -S
+//        |<----------------------------------------- ready | refused     |
+//        |=================== pages, device state (lanes) ==============>|
+//        |<------------------------ heartbeat, both ways --------------->|
+//        |   QEMU stopped, stream at its end                             |  QEMU says SHUT 0
+//        |                                                               |  * record `prepared`: decides no more alone
+//        |<----------------------------------------------- prepared      |
+//        |  * record `releasing`, SHUT 0 to QEMU, QEMU `completed`       |
+//        |  * record `committed` = THE COMMIT POINT                      |
+//        | commit ------------------------------------------------------>|  * record `committed`, cont, RESUME
+//        |   (repeated until answered)                                   |  * record `completed`
+//        |<----------------------------------------------- running       |
+//        |   ends its QEMU, * record `completed`                         |
+//
+//     Any failure before the commit point:
+//        |  * record `aborted`, QEMU's socket closed, QEMU resumes       |
+//        | abort ------------------------------------------------------->|  discards its QEMU, * record `discarded`
+//        |<----------------------------------------------- aborted       |
+//        |<----------------------------------------------- failed        |  the destination's own failure, any time
+//
+//     After a lost connection, from a destination that is prepared and in doubt:
+//        |<------------------------------------------ verdictQuery       |
+//        | commit | abort | nothing yet -------------------------------->|
+//
+//  On the wire each message is one JSON object {"job": …, "kind": …, "body": …}, no larger than
+//  `kind.encodedBytesMax`.
+
+/// Bounds of the control messages; a longer one is refused before it is parsed.
+public enum SessionLimits {
+    /// `open` carries a VM definition: a QEMU command line and its settings.
+    public static let offerBytesMax = 1 << 20
+    /// Every other message: a problem with its texts, or a handful of counters.
+    public static let messageBytesMax = 1 << 16
+    /// Job ids and VM names.
+    public static let nameBytesMax = 255
+    /// Entries in any string map of a message.
+    public static let entryCountMax = 64
+}
+
+/// A message and the job it belongs to. The runtime routes by job; a session never sees another job's message.
+public struct SessionEnvelope: Sendable, Equatable {
+    public var job: String
+    public var message: SessionMessage
+
+    public init(job: String, message: SessionMessage) {
+        self.job = job
+        self.message = message
+    }
+}
+
+/// One control message between two agents.
+public enum SessionMessage: Sendable, Equatable {
+    /// Source: please make ready for this VM.
+    case open(MigrationOffer)
+    /// Destination: QEMU waits for its stream, lanes may connect.
+    case ready
+    /// Destination: not here, and why.
+    case refused(SessionProblem)
+    /// Destination: holds the whole VM, recorded it, and waits for the verdict.
+    case prepared(PreparedReport)
+    /// Source: the VM is yours. Repeated until answered by `running`.
+    case commit
+    /// Source: the VM stays here; discard your copy.
+    case abort(SessionProblem)
+    /// Destination: the VM runs here (or is paused here, as its operator left it).
+    case running(ResumeReport)
+    /// Destination: prepared, and without a verdict. Only a prepared destination asks.
+    case verdictQuery
+    /// Either: alive, and how far.
+    case heartbeat(HeartbeatReport)
+    /// Destination: something broke, and what that means for its copy of the VM.
+    case failed(DestinationFailure)
+    /// Destination: the copy is discarded.
+    case aborted
+
+    /// The word for a message on the wire.
+    public enum Kind: String, Codable, Sendable, CaseIterable {
+        case open, ready, refused, prepared, commit, abort, running, verdictQuery, heartbeat, failed, aborted
+
+        /// The longest encoding a receiver accepts.
+        public var encodedBytesMax: Int {
+            switch self {
+            case .open: SessionLimits.offerBytesMax
+            case .ready, .refused, .prepared, .commit, .abort, .running, .verdictQuery, .heartbeat, .failed, .aborted:
+                SessionLimits.messageBytesMax
+            }
+        }
+    }
+
+    public var kind: Kind {
+        switch self {
+        case .open: .open
+        case .ready: .ready
+        case .refused: .refused
+        case .prepared: .prepared
+        case .commit: .commit
+        case .abort: .abort
+        case .running: .running
+        case .verdictQuery: .verdictQuery
+        case .heartbeat: .heartbeat
+        case .failed: .failed
+        case .aborted: .aborted
+        }
+    }
+}
+
+/// What the source asks the destination to make ready for.
+public struct MigrationOffer: Codable, Sendable, Equatable {
+    public var vm: String
+    /// The VM's definition as JSON text; its form is the agents' business, not the protocol's.
+    public var definition: String
+    public var ramBytes: UInt64
+    public var qemuVersion: String
+    /// False: the operator had paused the guest, and it must be paused wherever it ends up.
+    public var guestRunning: Bool
+    public var options: [String: String]
+
+    public init(
+        vm: String, definition: String, ramBytes: UInt64, qemuVersion: String, guestRunning: Bool,
+        options: [String: String] = [:]
+    ) {
+        self.vm = vm
+        self.definition = definition
+        self.ramBytes = ramBytes
+        self.qemuVersion = qemuVersion
+        self.guestRunning = guestRunning
+        self.options = options
+    }
+
+    /// Why a well-formed offer still makes no sense, or nil.
+    public func invalid() -> String? {
+        if vm.isEmpty { return "the VM has no name" }
+        if vm.utf8.count > SessionLimits.nameBytesMax { return "the VM's name is too long" }
+        if ramBytes == 0 { return "the VM has no memory" }
+        if options.count > SessionLimits.entryCountMax { return "too many options" }
+        return nil
+    }
+}
+
+/// What the destination counted while it loaded the VM.
+public struct PreparedReport: Codable, Sendable, Equatable {
+    public var pagesInstalled: UInt64
+    public var wireBytes: UInt64
+    /// From the last page's arrival to QEMU's SHUT 0.
+    public var loadMs: Double
+    /// How RAM was installed: block name -> `mapped`, `process`, `stream`.
+    public var installed: [String: String]
+
+    public init(
+        pagesInstalled: UInt64 = 0, wireBytes: UInt64 = 0, loadMs: Double = 0, installed: [String: String] = [:]
+    ) {
+        self.pagesInstalled = pagesInstalled
+        self.wireBytes = wireBytes
+        self.loadMs = loadMs
+        self.installed = installed
+    }
+}
+
+/// When the guest came to life at the destination.
+public struct ResumeReport: Codable, Sendable, Equatable {
+    /// From the verdict's arrival to QEMU's RESUME; nil when an agent restart lost the measure.
+    public var resumeMs: Double?
+    /// QEMU's own time stamp of RESUME, microseconds since the epoch, in the destination's clock.
+    public var resumedAtUs: UInt64?
+    /// True: the guest was paused before the migration and is paused still.
+    public var isPaused: Bool
+
+    public init(resumeMs: Double? = nil, resumedAtUs: UInt64? = nil, isPaused: Bool = false) {
+        self.resumeMs = resumeMs
+        self.resumedAtUs = resumedAtUs
+        self.isPaused = isPaused
+    }
+}
+
+/// Totals since the job began, as the sender counts them.
+public struct HeartbeatReport: Codable, Sendable, Equatable {
+    public var pages: UInt64
+    public var wireBytes: UInt64
+    public var cpuS: Double
+
+    public init(pages: UInt64 = 0, wireBytes: UInt64 = 0, cpuS: Double = 0) {
+        self.pages = pages
+        self.wireBytes = wireBytes
+        self.cpuS = cpuS
+    }
+}
+
+/// A failure at the destination. What became of the copy decides what the source may do about it.
+public struct DestinationFailure: Codable, Sendable, Equatable {
+    public enum Copy: String, Codable, Sendable {
+        /// The copy is gone and never ran: the source may keep the VM, if it has not committed.
+        case neverRan
+        /// The copy is gone and may have run after a commit: no older image may ever run again.
+        case mayHaveRun
+        /// The copy is committed, complete and paused; starting it failed and is tried again.
+        case held
+    }
+    public var problem: SessionProblem
+    public var copy: Copy
+
+    public init(problem: SessionProblem, copy: Copy) {
+        self.problem = problem
+        self.copy = copy
+    }
+}
+
+/// An error for people: what happened, and what to do.
+public struct SessionProblem: Error, Codable, Sendable, Equatable {
+    /// Stable, kebab-case.
+    public var code: String
+    public var message: String
+    public var advice: String?
+
+    public init(_ code: String, _ message: String, advice: String? = nil) {
+        self.code = code
+        self.message = message
+        self.advice = advice
+    }
+}
+
+/// The phases a person sees. A job never returns to an earlier one, but `committing` and `inDoubt` alternate with the
+/// connection.
+public enum SessionPhase: String, Codable, Sendable, CaseIterable {
+    case preparing, connecting, transferring, switching, committing, inDoubt, completed, failed, aborted
+
+    public var isFinal: Bool {
+        switch self {
+        case .completed, .failed, .aborted: true
+        case .preparing, .connecting, .transferring, .switching, .committing, .inDoubt: false
+        }
+    }
+}
+
+/// Why a session gave up, by cause.
+public enum SessionFailure: Error, Codable, Sendable, Equatable {
+    case userAborted
+    /// The operator of the destination decided so, the source being out of reach.
+    case operatorDiscarded
+    case deadlinePassed
+    case connectionLost
+    case peerSilent
+    /// The guest was stopped, and the destination did not hold it in time.
+    case switchOverTimedOut
+    /// The destination said no before anything moved.
+    case refused(SessionProblem)
+    /// The other agent reported this.
+    case peerFailed(SessionProblem)
+    /// Own checks, pipeline or QEMU start failed.
+    case local(SessionProblem)
+    /// The other agent sent what the protocol does not allow here.
+    case peerBrokeProtocol(message: SessionMessage.Kind, state: String)
+    case qemuFailed(String)
+    case qemuDied
+    /// QEMU said `completed` although nobody had told it that the destination holds the VM.
+    case qemuCompletedEarly
+    case agentRestarted
+    /// The agent's database could not be written.
+    case recordFailed(String)
+
+    public var problem: SessionProblem {
+        switch self {
+        case .userAborted: .init("aborted", "Aborted by the user.")
+        case .operatorDiscarded: .init("operator-discarded", "The destination's operator discarded its copy.")
+        case .deadlinePassed:
+            .init("deadline-passed", "Not committed within the job's time limit.", advice: "Raise --timeout.")
+        case .connectionLost:
+            .init("connection-lost", "The connection to the other agent was lost.", advice: "Check the network.")
+        case .peerSilent: .init("peer-silent", "The other agent stopped answering.", advice: "Look at its log.")
+        case .switchOverTimedOut:
+            .init(
+                "switch-over-timed-out", "The destination did not hold the stopped VM in time.",
+                advice: "Lower --max-downtime, or look at the destination's log.")
+        case .refused(let problem), .peerFailed(let problem), .local(let problem): problem
+        case .peerBrokeProtocol(let message, let state):
+            .init("peer-broke-protocol", "The other agent sent \(message.rawValue) in state \(state).")
+        case .qemuFailed(let text): .init("qemu-failed", "QEMU failed the migration: \(text)")
+        case .qemuDied: .init("qemu-died", "The VM's QEMU process ended during the migration.")
+        case .qemuCompletedEarly:
+            .init("qemu-completed-early", "QEMU completed the migration before the destination confirmed it.")
+        case .agentRestarted: .init("agent-restarted", "The agent was restarted during the migration.")
+        case .recordFailed(let text):
+            .init("record-failed", "The agent's database cannot be written: \(text)", advice: "Free disk space.")
+        }
+    }
+
+    /// `aborted` when a person wanted it, `failed` otherwise.
+    public var phase: SessionPhase { self == .userAborted ? .aborted : .failed }
+}
+
+// MARK: - Wire form
+
+extension SessionEnvelope: Codable {
+    private enum Keys: String, CodingKey { case job, kind, body }
+
+    public init(from decoder: any Decoder) throws {
+        let box = try decoder.container(keyedBy: Keys.self)
+        job = try box.decode(String.self, forKey: .job)
+        guard !job.isEmpty, job.utf8.count <= SessionLimits.nameBytesMax else {
+            throw DecodingError.dataCorruptedError(forKey: .job, in: box, debugDescription: "not a job id")
+        }
+        func body<Body: Decodable>(_ type: Body.Type = Body.self) throws -> Body {
+            try box.decode(Body.self, forKey: .body)
+        }
+        message =
+            switch try box.decode(SessionMessage.Kind.self, forKey: .kind) {
+            case .open: .open(try body())
+            case .ready: .ready
+            case .refused: .refused(try body())
+            case .prepared: .prepared(try body())
+            case .commit: .commit
+            case .abort: .abort(try body())
+            case .running: .running(try body())
+            case .verdictQuery: .verdictQuery
+            case .heartbeat: .heartbeat(try body())
+            case .failed: .failed(try body())
+            case .aborted: .aborted
+            }
+        if case .open(let offer) = message, let reason = offer.invalid() {
+            throw DecodingError.dataCorruptedError(forKey: .body, in: box, debugDescription: reason)
+        }
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var box = encoder.container(keyedBy: Keys.self)
+        try box.encode(job, forKey: .job)
+        try box.encode(message.kind, forKey: .kind)
+        switch message {
+        case .open(let body): try box.encode(body, forKey: .body)
+        case .refused(let body), .abort(let body): try box.encode(body, forKey: .body)
+        case .prepared(let body): try box.encode(body, forKey: .body)
+        case .running(let body): try box.encode(body, forKey: .body)
+        case .heartbeat(let body): try box.encode(body, forKey: .body)
+        case .failed(let body): try box.encode(body, forKey: .body)
+        case .ready, .commit, .verdictQuery, .aborted: break
+        }
+    }
+}

@@ -1,0 +1,137 @@
+import ApusAPI
+import ApusFabric
+import ApusSystem
+import ApusWire
+import Foundation
+import Logging
+
+/// What every session's runtime shares.
+struct SessionServices: Sendable {
+    let machines: Machines
+    let store: Store
+    let config: AgentConfig
+    let board: JobBoard
+    let logger: Logger
+    /// Port that other agents can dial this one at.
+    let linkPort: UInt16
+    let lanes: LaneRegistry
+    let rehearsal: Rehearsal?
+}
+
+enum SessionTimes {
+    /// Heartbeats go out, watchdogs look, retries fall due.
+    static let beat: Duration = .milliseconds(500)
+    /// QEMU is asked for its counters, the gate looks, progress is published.
+    static let sample: Duration = .milliseconds(50)
+    /// A peer not heard of for so long is silent.
+    static let silenceMs = 5_000.0
+    /// A lane whose bytes nobody confirms for so long is stalled.
+    static let stallMs = 10_000.0
+    /// A stopped guest that the destination does not hold after so long runs on at the source.
+    static func switchOverMs(maxDowntimeMs: Int) -> Double { max(5_000, 10 * Double(maxDowntimeMs)) }
+    /// Time to reach a peer.
+    static let dialMs = 3_000.0
+}
+
+/// Runs blocking work on a thread of its own and waits for it without holding a thread of the cooperative pool.
+func offPool<R: Sendable>(_ name: String, _ body: @escaping @Sendable () throws -> R) async throws -> R {
+    try await withCheckedThrowingContinuation { continuation in
+        do {
+            _ = try WorkerThread(name) { continuation.resume(with: Result { try body() }) }
+        } catch {
+            continuation.resume(throwing: error)
+        }
+    }
+}
+
+/// Which jobs expect lanes. Asked from the threads that shake hands.
+final class LaneRegistry: Sendable {
+    private struct Expected: Sendable {
+        var lanes: Int
+        var attached: Set<UInt16> = []
+        var attach: @Sendable (consuming Connection) -> Void
+    }
+    private let expected = Monitor<[Token: Expected]>([:])
+
+    func expect(_ token: Token, lanes: Int, attach: @escaping @Sendable (consuming Connection) -> Void) {
+        expected.update { $0[token] = Expected(lanes: lanes, attach: attach) }
+    }
+
+    func forget(_ token: Token) { expected.update { $0[token] = nil } }
+
+    /// Why this lane is not welcome; nil: it is, and its place is taken.
+    func refusal(of hello: Hello) -> Refusal? {
+        expected.update { jobs in
+            guard var job = jobs[hello.token] else {
+                return Refusal(.unknownJob, "No migration with this token is waiting for lanes.")
+            }
+            guard hello.role == .lane, Int(hello.lane) < job.lanes, Int(hello.lanes) == job.lanes,
+                job.attached.insert(hello.lane).inserted
+            else { return Refusal(.badLane, "Lane \(hello.lane) of \(hello.lanes) is not expected.") }
+            jobs[hello.token] = job
+            return nil
+        }
+    }
+
+    func attach(_ connection: consuming Connection) {
+        let token = connection.hello.token
+        expected.read({ $0[token]?.attach })?(connection)
+    }
+}
+
+extension Token {
+    var text: String { String(high, radix: 16) + "." + String(low, radix: 16) }
+
+    init?(text: String) {
+        let parts = text.split(separator: ".")
+        guard parts.count == 2, let high = UInt64(parts[0], radix: 16), let low = UInt64(parts[1], radix: 16) else {
+            return nil
+        }
+        self.init(high: high, low: low)
+    }
+}
+
+extension SessionEnvelope {
+    /// The frame that carries this message.
+    var frame: ControlLink.Message { .init(.control, Array((try? JSONEncoder().encode(self)) ?? Data())) }
+
+    /// - Throws: `Problem` when the peer sent something else.
+    init(_ bytes: [UInt8]) throws(Problem) {
+        do {
+            self = try JSONDecoder().decode(SessionEnvelope.self, from: Data(bytes))
+        } catch {
+            throw Problem("peer-message", "The peer sent a control message that cannot be read: \(error).")
+        }
+    }
+}
+
+extension Problem {
+    init(_ problem: SessionProblem) { self.init(problem.code, problem.message, advice: problem.advice) }
+}
+
+extension SessionProblem {
+    init(_ problem: Problem) { self.init(problem.code, problem.message, advice: problem.advice) }
+
+    /// Any error, for people.
+    init(_ code: String, _ error: any Error, advice: String? = nil) {
+        if let problem = error as? Problem { self.init(problem) } else {
+            self.init(code, "\(error)", advice: advice)
+        }
+    }
+}
+
+extension JobPhase {
+    init(_ phase: SessionPhase) {
+        self =
+            switch phase {
+            case .preparing, .connecting: .preparing
+            case .transferring: .transferring
+            case .switching: .switching
+            case .committing: .committing
+            case .inDoubt: .inDoubt
+            case .completed: .completed
+            case .failed: .failed
+            case .aborted: .aborted
+            }
+    }
+}

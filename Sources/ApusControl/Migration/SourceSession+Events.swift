@@ -1,0 +1,131 @@
+//  The words of the source session: what happens to it, what it asks of the runtime, what it writes down.
+//
+//     runtime loop, one per session:  event -> handle -> actions, in order -> next event
+//     a `record` that fails: drop the rest of the list, and the next event is `recordFailed`
+
+/// What happens to a source session.
+public enum SourceEvent: Sendable, Equatable {
+    /// Local checks are done: move it.
+    case start(MigrationOffer)
+    /// First event of a session restored from a record that is not final.
+    case restarted
+    /// The control connection stands (after `connect`, or because the destination dialled).
+    case connected
+    /// The connection broke or could not be made. Lanes belong to it: a broken lane is a lost connection.
+    /// Always reported before the `connected` of a later one.
+    case connectionLost
+    case received(SessionMessage)
+    /// What is left fits the allowed pause.
+    case gateOpened
+    /// QEMU's STOP of a switch-over (run state `finish-migrate`; an operator's own `stop` is not meant).
+    case qemuStopped
+    /// query-migrate says `completed` and query-status `postmigrate`.
+    case qemuCompleted
+    /// query-migrate says `failed` or `cancelled`; QEMU resumes the guest by itself.
+    case qemuFailed(String)
+    /// The process ended (pidfd). `watched`: QMP was read without a gap up to its end, so that any earlier
+    /// `qemuFailed` was reported before this.
+    case qemuDied(watched: Bool)
+    /// The answer to `observeQemu`.
+    case qemuObserved(SourceQemu)
+    /// The record could not be written; the rest of its list was not performed.
+    case recordFailed(SourceRecord.Stage, String)
+    case userAborted
+    /// The job's own time limit.
+    case deadlinePassed
+    /// No message for longer than heartbeats allow.
+    case peerSilent
+    /// Phase `switching` for too long. For a guest that was paused, which shows no STOP, counted from `gateOpened`.
+    case switchOverTimedOut
+    /// Own checks, reader, pipeline failed.
+    case localFailed(SessionProblem)
+    /// See `wantsRetry`.
+    case retryDue
+    /// The operator's word on a migration in doubt. It counts only where this side cannot know by itself.
+    case resolve(commit: Bool)
+}
+
+/// What query-migrate and query-status, taken together, say about the source QEMU. The migration's status comes first:
+/// QEMU 7.2 leaves a guest that was paused before a failed migration in run state `postmigrate`.
+public enum SourceQemu: Sendable, Equatable {
+    /// Status setup, active, device, pre-switchover, cancelling.
+    case migrating
+    /// Status none, failed or cancelled.
+    case kept(running: Bool)
+    /// Status completed, and not running. (Completed and running: somebody's `cont`; that is `kept(running: true)`.)
+    case handedOver
+    case dead
+}
+
+/// What the runtime does for a source session.
+public enum SourceAction: Sendable, Equatable {
+    /// Durable before the next action.
+    case record(SourceRecord)
+    /// Dial the destination unless connected; `connected` or `connectionLost` follows.
+    case connect
+    /// Best effort on the present connection; dropped without one.
+    case send(SessionMessage)
+    /// Open the lanes, hold the downtime limit low, let QEMU migrate into our socket (return path on).
+    case startTransfer
+    /// Let QEMU stop at once.
+    case raiseDowntimeLimit
+    /// Write SHUT 0 to QEMU's return path; nobody else ever does. A dead socket is no error here: QEMU's own state
+    /// decides, and is reported.
+    case deliverShut
+    /// Close QEMU's migration socket without SHUT, `migrate_cancel`, stop the lanes. Harmless when done already.
+    case releaseQemu
+    /// Ask QEMU where it stands; `qemuObserved` follows.
+    case observeQemu
+    /// `cont`, unless it runs.
+    case resumeGuest
+    /// `quit`, then kill; done when the process is gone. Harmless when it is.
+    case endQemu
+    /// For the job's notes and the log.
+    case note(SessionProblem)
+    /// The state is final; release lanes, sockets and timers. The session still answers messages.
+    case finish
+}
+
+/// The row that survives the agent.
+public struct SourceRecord: Codable, Sendable, Equatable {
+    public enum Stage: Codable, Sendable, Equatable {
+        case started
+        /// The destination is prepared and SHUT 0 may have been delivered.
+        case releasing
+        case committed
+        case aborted(SessionFailure)
+        case completed
+        case kept(SessionFailure)
+        case lost(SessionFailure, wasCommitted: Bool)
+    }
+    public var job: String
+    public var guestRunning: Bool
+    public var stage: Stage
+
+    public init(job: String, guestRunning: Bool, stage: Stage) {
+        self.job = job
+        self.guestRunning = guestRunning
+        self.stage = stage
+    }
+}
+
+extension SessionProblem {
+    static let tooLate = SessionProblem(
+        "too-late", "The switch-over is past the point where this side may change it.")
+    static let nothingToResolve = SessionProblem("nothing-to-resolve", "This migration is not in doubt here.")
+    static let ignoredNonsense = SessionProblem(
+        "peer-broke-protocol", "The other agent sent a message that means nothing at this point; it was ignored.")
+    static let ranWithoutCommit = SessionProblem(
+        "ran-without-commit", "The destination runs the VM although the source did not commit.",
+        advice: "Stop one of the two at once; they may be writing the same disks.")
+    static let sourceDiedStopped = SessionProblem(
+        "source-qemu-died",
+        "The source QEMU was killed while its guest was stopped; waiting for the destination's copy.")
+    static let diedUnobserved = SessionProblem(
+        "died-unobserved",
+        "QEMU ended while no agent watched it. The destination holds a copy, but the guest may have run on after it.",
+        advice: "If the guest did not run after the agent ended, commit the copy; otherwise discard it.")
+    static let lostAfterCommit = SessionProblem(
+        "lost-after-commit", "The VM was handed over and the destination lost it.",
+        advice: "The source QEMU, if it still exists, holds the guest paused as it was at the switch-over.")
+}

@@ -1,0 +1,61 @@
+internal import Synchronization
+
+/// What one lane has done so far. Written by the lane once per batch, read by anyone; totals since the start.
+final class LaneCounters: Sendable {
+    let zeroPages = Atomic<UInt64>(0)
+    let rawPages = Atomic<UInt64>(0)
+    let lz4Pages = Atomic<UInt64>(0)
+    let lz4Bytes = Atomic<UInt64>(0)
+    let zstdPages = Atomic<UInt64>(0)
+    let zstdBytes = Atomic<UInt64>(0)
+    /// Bytes written to the link, frames included.
+    let wireBytes = Atomic<UInt64>(0)
+    /// Of these, bytes that the receiver has confirmed as installed.
+    let confirmedBytes = Atomic<UInt64>(0)
+    /// Nanoseconds of CPU time of the lane's thread.
+    let cpuNs = Atomic<UInt64>(0)
+    /// The lane's estimate of its share of the link, bytes per second.
+    let linkBytesPerS = Atomic<UInt64>(0)
+}
+
+extension Atomic where Value == UInt64 {
+    func add(_ value: Int) { wrappingAdd(UInt64(value), ordering: .relaxed) }
+    func set(_ value: UInt64) { store(value, ordering: .relaxed) }
+    var now: UInt64 { load(ordering: .relaxed) }
+}
+
+/// A flow's totals at one moment.
+public struct FlowSample: Sendable, Equatable {
+    public var zeroPages: UInt64 = 0
+    public var rawPages: UInt64 = 0
+    public var lz4Pages: UInt64 = 0
+    public var lz4Bytes: UInt64 = 0
+    public var zstdPages: UInt64 = 0
+    public var zstdBytes: UInt64 = 0
+    /// Bytes on the link in this direction: lanes and control connection, frames included.
+    public var wireBytes: UInt64 = 0
+    /// Lane bytes sent and not yet confirmed as installed.
+    public var unconfirmedBytes: UInt64 = 0
+    public var cpuNs: UInt64 = 0
+    /// Sum of the lanes' estimates of their link shares.
+    public var linkBytesPerS: UInt64 = 0
+    public init() {}
+
+    public var dataPages: UInt64 { rawPages + lz4Pages + zstdPages }
+
+    /// What plain QEMU would have put on the link for the same pages: 8 bytes and the page, or 9 for a zero page.
+    public var plainBytes: UInt64 { dataPages * 4104 + zeroPages * 9 }
+
+    mutating func add(_ lane: LaneCounters) {
+        zeroPages += lane.zeroPages.now
+        rawPages += lane.rawPages.now
+        lz4Pages += lane.lz4Pages.now
+        lz4Bytes += lane.lz4Bytes.now
+        zstdPages += lane.zstdPages.now
+        zstdBytes += lane.zstdBytes.now
+        wireBytes += lane.wireBytes.now
+        unconfirmedBytes += lane.wireBytes.now &- min(lane.confirmedBytes.now, lane.wireBytes.now)
+        cpuNs += lane.cpuNs.now
+        linkBytesPerS += lane.linkBytesPerS.now
+    }
+}

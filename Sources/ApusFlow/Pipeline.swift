@@ -1,0 +1,295 @@
+public import ApusFabric
+public import ApusMemory
+public import ApusSystem
+internal import ApusWire
+
+// The whole route of a page, once:
+//
+//        SOURCE AGENT                                                     DESTINATION AGENT
+//   QEMU ==> StreamSource ==> LaneQueue ==> SendLane ==== frames ====> ReceiveLane ==> RAMInstaller ==> guest RAM
+//                  |            ^  pool  |     ^------- credits ---------'      `----> QemuFeed (blocks QEMU hides)
+//                  |                                                                      ^
+//                  `==> ControlLink ======== stream frames, layout ========> control =====' after the fence
+//   QEMU <== return path <== ControlLink <========= return path ============ reader <==== QEMU
+//
+// Every box with an arrow into it is one thread. Nothing here knows QMP, jobs or decisions: that is ApusControl's.
+
+/// What a source flow tells its session.
+public enum SourceFlowEvent: Sendable, Equatable {
+    case layoutKnown(Layout)
+    /// QEMU has stopped the guest and sends the last pages.
+    case lastRoundBegan
+    /// QEMU has closed the migration socket in good order, or its stream is complete.
+    case streamEnded
+    /// The flow is over; nothing more comes. The first failure only.
+    case failed(FlowFailure)
+}
+
+/// What a destination flow tells its session.
+public enum DestinationFlowEvent: Sendable, Equatable {
+    /// The destination's QEMU has loaded everything and said so (SHUT 0).
+    case loaded
+    case failed(FlowFailure)
+}
+
+public struct FlowOptions: Sendable {
+    /// Upper bound of bytes per second on the link; nil: none.
+    public var bytesPerS: Double?
+    public init(bytesPerS: Double? = nil) { self.bytesPerS = bytesPerS }
+}
+
+/// The source's half: from QEMU's migration socket to the lanes.
+public final class SourceFlow: Sendable {
+    private let qemu: Socket
+    private let control: ControlLink
+    private let queues: [LaneQueue]
+    private let counters: [LaneCounters]
+    private let readerCounters = LaneCounters()
+    private let laneSockets: [Socket]
+    private let report: @Sendable (SourceFlowEvent) -> Void
+    private let over = Monitor(false)
+
+    /// Starts all threads.
+    /// - Parameters:
+    ///   - qemu: the accepted migration connection of the source QEMU.
+    ///   - lanes: connected lanes, in order.
+    ///   - report: called from any of the flow's threads; must not block.
+    public init(
+        qemu: Socket, control: ControlLink, lanes: LaneConnections, options: FlowOptions,
+        report: @escaping @Sendable (SourceFlowEvent) -> Void
+    ) throws(SystemError) {
+        self.qemu = qemu
+        self.control = control
+        self.report = report
+        let count = lanes.count
+        queues = (0..<count).map { _ in LaneQueue() }
+        counters = (0..<count).map { _ in LaneCounters() }
+        laneSockets = lanes.sockets
+        for index in 0..<count {
+            let (queue, counter) = (queues[index], counters[index])
+            _ = try WorkerThread("apus-send-\(index)") { [self] in
+                guard let connection = lanes.take(index) else { return }
+                var lane = SendLane(
+                    index: index, of: count, connection, queue, counter, bytesPerS: options.bytesPerS)
+                do throws(FabricError) { try lane.run() } catch {
+                    fail(FlowFailure("link", "Lane \(index) to the destination broke: \(error)"))
+                }
+                queue.close()
+            }
+        }
+        _ = try WorkerThread("apus-source") { [self] in
+            var source = StreamSource(qemu, queues, control, readerCounters, report)
+            do throws(FlowFailure) { try source.run() } catch { fail(error) }
+            for queue in queues { queue.queue.close() }
+        }
+    }
+
+    /// Bytes of the return path for the source's QEMU.
+    public func writeReturnPath(_ bytes: [UInt8]) throws(SystemError) { try qemu.write(bytes.rawBytes) }
+
+    /// Tells the source's QEMU that the destination has everything: after this it never runs the guest again by itself.
+    public func deliverShut() throws(SystemError) {
+        var message = StreamBuffer()
+        var writer = ReturnPathWriter()
+        writer.write(.shut(failed: false), to: &message)
+        try qemu.write(message.bytes)
+    }
+
+    /// Ends all threads. Unless SHUT was delivered, QEMU sees its socket close, fails the migration and lets the guest
+    /// run on.
+    public func stop() {
+        over.update { $0 = true }
+        qemu.shutDown()
+        for queue in queues { queue.close() }
+        for socket in laneSockets { socket.shutDown() }
+    }
+
+    public func sample() -> FlowSample {
+        var sample = FlowSample()
+        for counter in counters { sample.add(counter) }
+        sample.wireBytes += control.bytesSent
+        sample.cpuNs += readerCounters.cpuNs.now
+        return sample
+    }
+
+    private func fail(_ failure: FlowFailure) {
+        let first = over.update { over in
+            defer { over = true }
+            return !over
+        }
+        guard first else { return }
+        report(.failed(failure))
+        for queue in queues { queue.close() }
+        for socket in laneSockets { socket.shutDown() }
+    }
+}
+
+/// Connected lanes on their way to their threads.
+public final class LaneConnections: Sendable {
+    private let boxes: [OneShot<Connection>]
+    let sockets: [Socket]
+    public var count: Int { boxes.count }
+
+    public init() {
+        boxes = []
+        sockets = []
+    }
+
+    private init(boxes: [OneShot<Connection>], sockets: [Socket]) {
+        self.boxes = boxes
+        self.sockets = sockets
+    }
+
+    public func adding(_ connection: consuming Connection) -> LaneConnections {
+        let socket = connection.socket
+        return LaneConnections(boxes: boxes + [OneShot(connection)], sockets: sockets + [socket])
+    }
+
+    func take(_ index: Int) -> Connection? { boxes[index].take() }
+}
+
+/// The destination's half: from the lanes into the RAM of the QEMU that waits there.
+public final class DestinationFlow: Sendable {
+    private let feed: QemuFeed
+    private let control: @Sendable (ControlLink.Message) -> Void
+    private let ports: @Sendable (RAMBlock) -> BlockPort
+    private let state: DestinationState
+    private let counters: [LaneCounters]
+    private let laneSockets = Monitor<[Socket]>([])
+    private let report: @Sendable (DestinationFlowEvent) -> Void
+    private let over = Monitor(false)
+    private let usedPorts = Monitor<[String: String]>([:])
+
+    /// Starts the return path's thread; lanes are attached one by one.
+    /// - Parameters:
+    ///   - qemu: connected to the incoming socket of the destination QEMU.
+    ///   - lanes: how many lanes will be attached.
+    ///   - ports: how to reach a RAM block.
+    ///   - send: puts a frame on the control connection; may block.
+    ///   - report: called from any of the flow's threads; must not block.
+    public init(
+        qemu: Socket, lanes: Int, ports: @escaping @Sendable (RAMBlock) -> BlockPort,
+        send: @escaping @Sendable (ControlLink.Message) -> Void,
+        report: @escaping @Sendable (DestinationFlowEvent) -> Void
+    ) throws(SystemError) {
+        feed = QemuFeed(qemu)
+        control = send
+        self.ports = ports
+        self.report = report
+        state = DestinationState(lanes: lanes)
+        counters = (0..<lanes).map { _ in LaneCounters() }
+        _ = try WorkerThread("apus-return") { [self] in
+            do throws(FlowFailure) { try readReturnPath() } catch { fail(error) }
+        }
+    }
+
+    /// Starts a lane on its connection.
+    public func attach(_ connection: consuming Connection) throws(SystemError) {
+        let index = Int(connection.hello.lane)
+        precondition(index < counters.count)
+        let socket = connection.socket
+        laneSockets.update { $0.append(socket) }
+        let box = OneShot(connection)
+        _ = try WorkerThread("apus-recv-\(index)") { [self] in
+            guard let connection = box.take() else { return }
+            var lane = ReceiveLane(
+                index: index, of: counters.count, connection, counters[index], state, feed)
+            do throws(FlowFailure) { try lane.run() } catch { fail(error) }
+        }
+    }
+
+    /// A stream or layout frame from the control connection. Blocks until the fence it waits for is passed.
+    public func receive(_ message: ControlLink.Message) {
+        do throws(FlowFailure) {
+            switch message.kind {
+            case .stream: try writeStream(message)
+            case .layout: try learnLayout(message)
+            case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end:
+                throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
+            }
+        } catch { fail(error) }
+    }
+
+    /// Ends all threads; the destination's QEMU sees its socket close.
+    public func stop() {
+        over.update { $0 = true }
+        state.fail()
+        feed.socket.shutDown()
+        for socket in laneSockets.read({ $0 }) { socket.shutDown() }
+    }
+
+    public func sample() -> FlowSample {
+        var sample = FlowSample()
+        for counter in counters { sample.add(counter) }
+        return sample
+    }
+
+    /// How each RAM block was filled: name -> `mapped`, `process`, `stream`.
+    public var installed: [String: String] { usedPorts.read { $0 } }
+
+    private func writeStream(_ message: ControlLink.Message) throws(FlowFailure) {
+        if message.epoch > 0 && !state.waitForFence(message.epoch) { return }
+        do throws(SystemError) { try feed.write(message.bytes.rawBytes) } catch {
+            throw FlowFailure("qemu-load", "The destination QEMU has closed its migration socket: \(error).")
+        }
+    }
+
+    private func learnLayout(_ message: ControlLink.Message) throws(FlowFailure) {
+        let layout: Layout
+        do throws(FrameError) { layout = try LayoutPayload.layout(message.bytes.rawBytes) } catch {
+            throw FlowFailure("peer", "The source sent RAM blocks that are not valid: \(error).")
+        }
+        let table: RamBlockTable
+        do throws(StreamError) {
+            table = try RamBlockTable(layout.blocks.map { RamBlock(name: $0.name, usedLength: $0.byteCount) })
+        } catch { throw FlowFailure("peer", "The source sent RAM blocks that are not valid: \(error)") }
+        let chosen = layout.blocks.map(ports)
+        usedPorts.update { used in
+            for (block, port) in zip(layout.blocks, chosen) { used[block.name] = port.name }
+        }
+        state.begin(.init(layout: layout, table: table, ports: chosen, ramSection: message.epoch))
+    }
+
+    private func readReturnPath() throws(FlowFailure) {
+        var buffer = PageBuffer(byteCount: 64 << 10)
+        var reader = ReturnPathReader()
+        var held = 0
+        while true {
+            let count = try wrap("qemu-load") { () throws(SystemError) in
+                try feed.socket.read(into: &buffer, held..<buffer.byteCount)
+            }
+            guard count > 0 else {
+                throw FlowFailure("qemu-load", "The destination QEMU has closed its migration socket.")
+            }
+            held += count
+            var at = 0
+            while at < held {
+                let step: ReturnPathReader.Step
+                do throws(StreamError) { step = try reader.next(buffer.bytes.extracting(at..<held)) } catch {
+                    throw FlowFailure("qemu-load", "The return path of the destination QEMU is not valid: \(error)")
+                }
+                guard case .element(let element, let length) = step else { break }
+                if case .shut(let failed) = element {
+                    guard !failed else {
+                        throw FlowFailure("qemu-load", "The destination QEMU could not load the VM.")
+                    }
+                    return report(.loaded)
+                }
+                control(.init(.returnPath, buffer.bytes.extracting(at..<at + length).bytesCopied))
+                at += length
+            }
+            buffer.copyWithin(from: at, to: 0, held - at)
+            held -= at
+        }
+    }
+
+    private func fail(_ failure: FlowFailure) {
+        let first = over.update { over in
+            defer { over = true }
+            return !over
+        }
+        guard first else { return }
+        state.fail()
+        report(.failed(failure))
+    }
+}

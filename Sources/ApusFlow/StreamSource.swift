@@ -1,0 +1,235 @@
+internal import ApusFabric
+internal import ApusMemory
+internal import ApusSystem
+internal import ApusWire
+
+/// The stream port of a source: reads what QEMU writes into the migration socket, gives pages to the lanes and
+/// everything else to the control connection. Runs on its own thread.
+///
+/// ```
+///   QEMU ==> reader --- pages, by page number ---> lane 0, lane 1 ...
+///                  `--- header, commands, block list, device state ---> control, epoch 0
+///   END of RAM:    lanes get fence 1;    what follows goes with epoch 1: written only when all lanes have passed it
+/// ```
+struct StreamSource: ~Copyable, Sendable {
+    private let qemu: Socket
+    private let lanes: [LaneQueue]
+    private let control: ControlLink
+    private let counters: LaneCounters
+    private let report: @Sendable (SourceFlowEvent) -> Void
+    private var reader = QemuStreamReader()
+    private var buffer = PageBuffer(byteCount: 512 << 10)
+    private var layout: Layout?
+    /// The batch that is being filled for each lane.
+    private var open: BatchSlots
+    /// Bytes that wait to go to the destination's QEMU.
+    private var pending: [UInt8] = []
+    private var epoch: UInt32 = 0
+    private var fenceSent: UInt32 = 0
+    private var inRamPart = false
+    private var ramSection: UInt32 = 0
+    private var layoutAnnounced = false
+
+    private static let streamFrameBytes = FrameHeader.lengthMax(of: .stream)
+
+    init(
+        _ qemu: Socket, _ lanes: [LaneQueue], _ control: ControlLink, _ counters: LaneCounters,
+        _ report: @escaping @Sendable (SourceFlowEvent) -> Void
+    ) {
+        self.qemu = qemu
+        self.lanes = lanes
+        self.control = control
+        self.counters = counters
+        self.report = report
+        open = BatchSlots(count: lanes.count)
+        pending.reserveCapacity(2 * Self.streamFrameBytes)
+    }
+
+    /// Runs until QEMU closes the socket.
+    mutating func run() throws(FlowFailure) {
+        var start = 0
+        var end = 0
+        while true {
+            if start == end { (start, end) = (0, 0) }
+            // Room for the longest element; most reads find an empty buffer.
+            if buffer.byteCount - end < 64 << 10 {
+                buffer.copyWithin(from: start, to: 0, end - start)
+                (start, end) = (0, end - start)
+            }
+            let count = try readSome(end)
+            counters.cpuNs.set(Instant.threadCPUNs())
+            if count == 0 { return try finish(left: end - start) }
+            end += count
+            start += try consume(start..<end)
+            if reader.isOpaque { try flushPending() }
+        }
+    }
+
+    private mutating func readSome(_ end: Int) throws(FlowFailure) -> Int {
+        do throws(SystemError) { return try qemu.read(into: &buffer, end..<buffer.byteCount) } catch {
+            throw FlowFailure("qemu-stream", "The migration socket of the source QEMU broke: \(error).")
+        }
+    }
+
+    private mutating func finish(left: Int) throws(FlowFailure) {
+        do throws(StreamError) { try reader.finish(left: left) } catch {
+            throw FlowFailure("qemu-stream", "\(error)")
+        }
+        try flushPending()
+        report(.streamEnded)
+    }
+
+    /// Handles every whole element in the range; returns the bytes consumed.
+    private mutating func consume(_ range: Range<Int>) throws(FlowFailure) -> Int {
+        var at = range.lowerBound
+        while at < range.upperBound {
+            let step = try Self.next(&reader, buffer, at..<range.upperBound)
+            guard case .element(let element, let length) = step else { break }
+            try handle(element, at..<at + length)
+            at += length
+            if case .end = element, length == 0 { break }
+        }
+        return at - range.lowerBound
+    }
+
+    @inline(__always)
+    private static func next(
+        _ reader: inout QemuStreamReader, _ buffer: borrowing PageBuffer, _ range: Range<Int>
+    ) throws(FlowFailure) -> QemuStreamReader.Step {
+        do throws(StreamError) { return try reader.next(buffer.bytes.extracting(range)) } catch {
+            throw FlowFailure("qemu-stream", "\(error)")
+        }
+    }
+
+    private mutating func handle(_ element: StreamElement, _ range: Range<Int>) throws(FlowFailure) {
+        switch element {
+        case .page(let block, let offset):
+            try page(block, offset, range.upperBound - Limits.pageBytes)
+        case .zero(let block, let offset):
+            try page(block, offset, nil)
+        case .blockList:
+            try learnLayout()
+            forward(range)
+        case .sectionStart(let head):
+            if head.kind == .ram { ramSection = head.id }
+            forward(range)
+        case .sectionPart(_, kind: .ram):
+            inRamPart = true
+        case .sectionEnd(_, kind: .ram):
+            try flushPending()
+            epoch += 1
+            report(.lastRoundBegan)
+            forward(range)
+        case .sectionFull where reader.isOpaque:
+            try sendFence()
+            forward(range)
+        case .endOfRecords:
+            try flushBatches()
+            if !inRamPart { forward(range) }
+        case .footer:
+            if inRamPart { inRamPart = false } else { forward(range) }
+            try announceLayout()
+            try flushPending()
+        case .xbzrle, .compressed, .multifdFlush:
+            throw FlowFailure(
+                "qemu-stream",
+                "The source QEMU uses xbzrle, compress or multifd, which Apus replaces. "
+                    + "Switch these capabilities off with migrate-set-capabilities and try again.")
+        case .command(.postcopyAdvise), .command(.postcopyListen), .command(.postcopyRun), .command(.postcopyDiscard),
+            .command(.packaged), .command(.postcopyResume), .command(.receiveBitmap), .packageEnd:
+            throw FlowFailure(
+                "qemu-stream",
+                "The source QEMU has postcopy-ram on, which this release of Apus does not carry. "
+                    + "Switch it off with migrate-set-capabilities and try again.")
+        case .header, .configuration, .command, .sectionPart, .sectionEnd, .sectionFull, .bitmapChunk,
+            .deviceBytes, .endOfFile, .vmDescription, .vmDescriptionBytes:
+            forward(range)
+        case .end:
+            break
+        }
+    }
+
+    // MARK: Pages
+
+    @inline(__always)
+    private mutating func page(_ block: Int, _ offset: UInt64, _ dataAt: Int?) throws(FlowFailure) {
+        guard let layout else {
+            throw FlowFailure("qemu-stream", "The source QEMU sent a page before its list of RAM blocks.")
+        }
+        let number = layout.blocks[block].firstPage + PageNumber(offset / UInt64(Limits.pageBytes))
+        let lane = laneIndex(of: number, lanes: lanes.count)
+        if !open.accepts(number, dataAt == nil ? .zero : .raw, lane) { try flush(lane) }
+        try open.fill(lane, from: lanes[lane])
+        if let dataAt {
+            Self.add(&open, number, buffer, dataAt, startsBlock: offset == 0, lane)
+            if open.isFull(lane) { try flush(lane) }
+        } else {
+            open.addZero(number, startsBlock: offset == 0, lane)
+        }
+    }
+
+    @inline(__always)
+    private static func add(
+        _ open: inout BatchSlots, _ page: PageNumber, _ buffer: borrowing PageBuffer, _ dataAt: Int,
+        startsBlock: Bool, _ lane: Int
+    ) {
+        let bytes = buffer.bytes.extracting(dataAt..<dataAt + Limits.pageBytes)
+        open.add(page, bytes, startsBlock: startsBlock, lane)
+    }
+
+    private mutating func flush(_ lane: Int) throws(FlowFailure) {
+        guard let batch = open.take(lane) else { return }
+        if lanes[lane].queue.send(.batch(batch)) != nil { throw FlowFailure("link", "Lane \(lane) has stopped.") }
+    }
+
+    private mutating func flushBatches() throws(FlowFailure) {
+        for lane in 0..<lanes.count { try flush(lane) }
+    }
+
+    private mutating func sendFence() throws(FlowFailure) {
+        guard fenceSent < epoch else { return }
+        try flushBatches()
+        fenceSent = epoch
+        for lane in 0..<lanes.count where lanes[lane].queue.send(.fence(epoch)) != nil {
+            throw FlowFailure("link", "Lane \(lane) has stopped.")
+        }
+    }
+
+    // MARK: Everything else
+
+    private mutating func forward(_ range: Range<Int>) {
+        pending.append(contentsOf: buffer.bytes.extracting(range).bytesCopied)
+    }
+
+    private mutating func flushPending() throws(FlowFailure) {
+        var at = 0
+        while at < pending.count {
+            let next = min(at + Self.streamFrameBytes, pending.count)
+            guard control.send(.init(.stream, epoch: epoch, Array(pending[at..<next]))) else {
+                throw FlowFailure("link", "The control connection to the destination is closed.")
+            }
+            at = next
+        }
+        pending.removeAll(keepingCapacity: true)
+    }
+
+    private mutating func learnLayout() throws(FlowFailure) {
+        guard layout == nil else {
+            throw FlowFailure("qemu-stream", "The source QEMU sent its list of RAM blocks twice.")
+        }
+        do throws(LayoutError) {
+            layout = try Layout(reader.blocks.map { ($0.name, $0.usedLength) })
+        } catch { throw FlowFailure("qemu-stream", "The RAM blocks of the source QEMU are not usable: \(error).") }
+    }
+
+    /// After the START section, so that the destination's QEMU has read it before anything is installed.
+    private mutating func announceLayout() throws(FlowFailure) {
+        guard let layout, !layoutAnnounced else { return }
+        layoutAnnounced = true
+        try flushPending()
+        guard control.send(.init(.layout, epoch: ramSection, LayoutPayload.bytes(layout))) else {
+            throw FlowFailure("link", "The control connection to the destination is closed.")
+        }
+        report(.layoutKnown(layout))
+    }
+}

@@ -1,0 +1,97 @@
+public import ApusSystem
+
+/// How pages are expressed on the wire. Zero is no form.
+public enum Form: UInt8, Sendable, CaseIterable {
+    /// All bytes zero; no data.
+    case zero = 1
+    /// 4096 bytes a page.
+    case raw = 2
+    /// Part of the batch's compressed body.
+    case squeezed = 3
+    // 4 to 9 are kept for delta, changed lines, disk, snapshot and content references, and unused pages.
+}
+
+/// Consecutive pages in one form; never empty, never across two RAM blocks.
+public struct PageRecord: Equatable, Sendable {
+    public var first: PageNumber
+    public var count: UInt16
+    public var form: Form
+
+    public init(first: PageNumber, count: UInt16, form: Form) {
+        self.first = first
+        self.count = count
+        self.form = form
+    }
+}
+
+/// The unit that a lane works on: up to 64 pages of data and any number of zero pages, in ascending order of page number
+/// and each page at most once, so that records may be installed in any order.
+///
+/// ```
+///   records   [ raw 100..103 ][ zero 104..4000 ][ raw 4001 ]
+///   data      |100|101|102|103|4001| ...                      64 slots of 4096 bytes
+/// ```
+public struct Batch: ~Copyable, Sendable {
+    public private(set) var records = InlineArray<128, PageRecord>(
+        repeating: PageRecord(first: 0, count: 0, form: .zero))
+    public private(set) var recordCount = 0
+    public private(set) var dataPages = 0
+    public var data: PageBuffer
+
+    public init() { data = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes) }
+
+    public func hasRecords() -> Bool { recordCount > 0 }
+    public func hasNoRoomForData() -> Bool { dataPages == Limits.batchPages }
+
+    public mutating func reset() {
+        recordCount = 0
+        dataPages = 0
+    }
+
+    /// False when the page has no room here, or does not lie behind the last one: send this batch first.
+    @inline(__always)
+    public func accepts(_ page: PageNumber, form: Form) -> Bool {
+        if recordCount == 0 { return true }
+        if form != .zero && dataPages == Limits.batchPages { return false }
+        let last = records[recordCount - 1]
+        let next = last.first &+ UInt32(last.count)
+        if page < next { return false }
+        return recordCount < Limits.batchRecords || (page == next && form == last.form && last.count < Limits.runPages)
+    }
+
+    /// Adds a zero page; ``accepts(_:form:)`` must be true.
+    /// - Parameter startsBlock: the page is the first of its RAM block; a run never crosses two.
+    @inline(__always)
+    public mutating func addZero(_ page: PageNumber, startsBlock: Bool) {
+        extend(page, .zero, startsBlock)
+    }
+
+    /// Adds a page of data; ``accepts(_:form:)`` must be true.
+    @inline(__always)
+    public mutating func add(_ page: PageNumber, _ bytes: RawSpan, startsBlock: Bool) {
+        precondition(bytes.byteCount == Limits.pageBytes && dataPages < Limits.batchPages)
+        data.write(bytes, at: dataPages * Limits.pageBytes)
+        dataPages += 1
+        extend(page, .raw, startsBlock)
+    }
+
+    @inline(__always)
+    private mutating func extend(_ page: PageNumber, _ form: Form, _ startsBlock: Bool) {
+        if recordCount > 0 && !startsBlock {
+            let last = records[recordCount - 1]
+            if last.form == form && page == last.first &+ UInt32(last.count) && last.count < Limits.runPages {
+                records[recordCount - 1].count = last.count + 1
+                return
+            }
+        }
+        precondition(recordCount < Limits.batchRecords)
+        records[recordCount] = PageRecord(first: page, count: 1, form: form)
+        recordCount += 1
+    }
+}
+
+/// Which lane a page travels on: always the same one, so that its versions stay in order.
+///
+/// Stripes of 64 pages keep runs together, and give every word of a ``PageSet`` to one lane.
+@inlinable
+public func laneIndex(of page: PageNumber, lanes: Int) -> Int { Int(page >> 6) % lanes }

@@ -1,0 +1,24 @@
+/// Every bound of the data plane, with its reason. What exceeds one is refused, never grown into.
+public enum Limits {
+    /// Bytes of a guest page; the only size that x86 streams use.
+    public static let pageBytes = 4096
+    /// Data pages in a batch: 256 KiB stays in a core's cache from the first copy to the socket.
+    public static let batchPages = 64
+    /// Runs in a batch: room for alternating zero and data pages.
+    public static let batchRecords = 128
+    /// Pages of one run; zero runs may be long.
+    public static let runPages = 65_535
+    /// Batches a lane may have filled but not sent. They are the only pages that rest inside the source agent.
+    public static let batchesPerLane = 4
+    /// Lanes of one migration.
+    public static let lanes = 16
+    /// RAM blocks of one VM (QEMU itself has tens).
+    public static let ramBlocks = 1024
+    /// Pages of one VM: page numbers are 32 bits wide, 16 TiB.
+    public static let ramPages = UInt64(UInt32.max)
+    /// Batches sent but not credited, so that all credits in flight fit any socket buffer.
+    public static let batchesInFlight = 256
+    /// Bytes a lane may have in flight, whatever the link; see `LinkMeter`.
+    public static let windowBytesMin = 512 << 10
+    public static let windowBytesMax = 8 << 20
+}

@@ -1,0 +1,52 @@
+/// A set of pages as a bitmap; 1/32768 of the RAM it describes.
+public struct PageSet: Equatable, Sendable {
+    private var words: [UInt64]
+    public let pageCount: PageNumber
+
+    public init(pageCount: PageNumber) {
+        self.pageCount = pageCount
+        words = [UInt64](repeating: 0, count: (Int(pageCount) + 63) / 64)
+    }
+
+    /// Traps outside the VM.
+    public func contains(_ page: PageNumber) -> Bool {
+        precondition(page < pageCount)
+        return words[Int(page >> 6)] & (1 << UInt64(page & 63)) != 0
+    }
+
+    /// Adds a run; traps outside the VM.
+    public mutating func insert(first: PageNumber, count: Int) {
+        precondition(count >= 0 && UInt64(first) + UInt64(count) <= UInt64(pageCount))
+        var page = Int(first)
+        let end = page + count
+        while page < end {
+            let bit = page & 63
+            let take = min(64 - bit, end - page)
+            let mask = take == 64 ? UInt64.max : ((1 << UInt64(take)) - 1) << UInt64(bit)
+            words[page >> 6] |= mask
+            page += take
+        }
+    }
+
+    public mutating func remove(first: PageNumber, count: Int) {
+        precondition(count >= 0 && UInt64(first) + UInt64(count) <= UInt64(pageCount))
+        for page in Int(first)..<Int(first) + count { words[page >> 6] &= ~(1 << UInt64(page & 63)) }
+    }
+
+    public var count: Int { words.reduce(0) { $0 + $1.nonzeroBitCount } }
+
+    /// Length of the run that begins at `page`, within `count`, whose members are all in (or all not in) the set.
+    public func uniformRun(from page: PageNumber, count: Int) -> (inSet: Bool, count: Int) {
+        let inSet = contains(page)
+        let end = Int(page) + count
+        var next = Int(page) + 1
+        while next < end {
+            let bit = next & 63
+            let word = inSet ? ~words[next >> 6] : words[next >> 6]
+            let ahead = word >> UInt64(bit)
+            if ahead != 0 { return (inSet, min(next + ahead.trailingZeroBitCount, end) - Int(page)) }
+            next += 64 - bit
+        }
+        return (inSet, count)
+    }
+}

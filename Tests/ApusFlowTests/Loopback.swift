@@ -1,0 +1,125 @@
+import ApusFabric
+import ApusFlow
+import ApusMemory
+import ApusSystem
+import ApusWire
+
+/// Both halves of a flow over real TCP on loopback, between two fakes of QEMU: one writes a stream that our writer made,
+/// the other reads what reaches it and says SHUT at the end. Memory is a real mapped file.
+final class Loopback: Sendable {
+    static let sectionID: UInt32 = 2
+    let layout: Layout
+    let ram: Descriptor
+    let window: GuestWindow
+    let source: SourceFlow
+    let destination: DestinationFlow
+    /// The side of the fake source QEMU.
+    let sourceQemu: Socket
+    /// The side of the fake destination QEMU.
+    let destinationQemu: Socket
+    let sourceEvents = Monitor<[SourceFlowEvent]>([])
+    let destinationEvents = Monitor<[DestinationFlowEvent]>([])
+    private let reception: Reception
+    private let control: ControlLink
+
+    init(lanes: Int, blocks: [(name: String, byteCount: UInt64)], mapped: Bool = true) throws {
+        layout = try Layout(blocks)
+        ram = try Descriptor.memoryFile(byteCount: blocks[0].byteCount)
+        window = try GuestWindow(ram, fileOffset: 0, byteCount: blocks[0].byteCount)
+        let (farSource, nearSource) = try Socket.pair()
+        let (farDestination, nearDestination) = try Socket.pair()
+        sourceQemu = farSource
+        destinationQemu = farDestination
+
+        let (window, firstName) = (self.window, blocks[0].name)
+        let controlBack = Monitor<ControlLink?>(nil)
+        let destination = try DestinationFlow(
+            qemu: nearDestination, lanes: lanes,
+            ports: { $0.name == firstName && mapped ? .mapped(window) : .stream },
+            send: { message in _ = controlBack.wait { $0 }?.send(message) },
+            report: { [destinationEvents] event in destinationEvents.update { $0.append(event) } })
+        self.destination = destination
+        reception = try Reception(
+            .tcp(host: "127.0.0.1", port: 0), decide: { _ in nil },
+            accepted: { connection in
+                if connection.hello.role == .lane {
+                    try? destination.attach(connection)
+                } else {
+                    let link = try? ControlLink(connection, received: { destination.receive($1) }, closed: { _, _ in })
+                    controlBack.update { $0 = link }
+                }
+            })
+        control = try ControlLink(
+            try Connection.dial(reception.endpoint, Hello(role: .control)), received: { _, _ in }, closed: { _, _ in })
+        var connections = LaneConnections()
+        for lane in 0..<lanes {
+            connections = connections.adding(
+                try Connection.dial(
+                    reception.endpoint, Hello(role: .lane, lane: UInt16(lane), lanes: UInt32(lanes))))
+        }
+        source = try SourceFlow(
+            qemu: nearSource, control: control, lanes: connections, options: FlowOptions(),
+            report: { [sourceEvents] event in sourceEvents.update { $0.append(event) } })
+    }
+
+    func stop() {
+        source.stop()
+        destination.stop()
+        control.cut()
+        reception.shutDown()
+        sourceQemu.shutDown()
+        destinationQemu.shutDown()
+    }
+
+    /// Reads what reaches the destination's QEMU until `marker` was seen at the end, or 20 s have passed.
+    func receive(until marker: [UInt8]) throws -> [UInt8] {
+        try destinationQemu.setTimeout(receiveMs: 20_000, sendMs: 0)
+        var buffer = PageBuffer(byteCount: 1 << 16)
+        var bytes: [UInt8] = []
+        while !(bytes.count >= marker.count && Array(bytes.suffix(marker.count)) == marker) {
+            let count = try destinationQemu.read(into: &buffer, 0..<buffer.byteCount)
+            guard count > 0 else { break }
+            bytes += buffer.bytes.extracting(0..<count).bytesCopied
+        }
+        return bytes
+    }
+}
+
+/// Writes a stream as QEMU does: header, START, PARTs, END, one device section, end of file.
+struct StreamScript {
+    var buffer = StreamBuffer()
+    var writer: QemuStreamWriter
+    static let device: [UInt8] = Array("device state of some length, opaque to everyone".utf8)
+    /// The bytes behind the device section's head.
+    static var tail: [UInt8] { device + [0x7e, 0, 0, 0, 9, 0x00] }
+
+    init(_ layout: Layout) throws {
+        let table = try RamBlockTable(layout.blocks.map { RamBlock(name: $0.name, usedLength: $0.byteCount) })
+        writer = QemuStreamWriter(table: table)
+        writer.header(machine: "pc-q35-7.2", to: &buffer)
+        writer.sectionStart(
+            id: Loopback.sectionID, name: "ram", version: 4, to: &buffer)
+        writer.blockList(table, withAddresses: false, to: &buffer)
+        endSection()
+    }
+
+    mutating func beginPart() { writer.sectionPart(id: Loopback.sectionID, to: &buffer) }
+    mutating func beginEnd() { writer.sectionEnd(id: Loopback.sectionID, to: &buffer) }
+    mutating func endSection() {
+        writer.endOfRecords(to: &buffer)
+        writer.footer(id: Loopback.sectionID, to: &buffer)
+    }
+    mutating func page(_ block: Int, _ page: Int, _ bytes: [UInt8]?) {
+        if let bytes {
+            writer.page(block: block, offset: UInt64(page * 4096), to: &buffer)
+            buffer.append(bytes.rawBytes)
+        } else {
+            writer.zero(block: block, offset: UInt64(page * 4096), to: &buffer)
+        }
+    }
+    mutating func finish() {
+        writer.sectionFull(
+            id: 9, name: "timer", instance: 0, version: 1, to: &buffer)
+        buffer.append(Self.tail.rawBytes)
+    }
+}
