@@ -36,10 +36,10 @@ public struct Agent: Sendable {
     public var socket: String { "\(run)/agent.sock" }
     public func consolePath(of vm: String) -> String { "\(run)/vms/\(vm)/console.sock" }
 
-    /// Runs `apus …` against this agent.
+    /// Runs `apus …` with this agent.
     @discardableResult
     public func apus(_ words: [String], seconds: Double = 30, showing: Bool = false) async throws -> String {
-        try await command(["env", "APUS_AGENT=\(socket)", program] + words, seconds: seconds, showing: showing)
+        try await command([program] + words, environment: ["APUS_AGENT": socket], seconds: seconds, showing: showing)
     }
 
     /// Boots a guest through the agent; returns when it has checked its memory once.
@@ -53,15 +53,33 @@ public struct Agent: Sendable {
         return console
     }
 
-    /// `apus migrate NAME HOST --json`: the finished job.
-    public func migrate(_ name: String, to host: String, _ peer: ApusPeer, showing: Bool = false) async throws
-        -> JobStatus
-    {
-        var words = ["migrate", name, host, "--json", "--max-downtime", "\(peer.maxDowntimeMs)"]
-        if showing { words.append("--verbose") }
-        // With --verbose every state is a line; the last one is final.
-        let text = try await apus(words, seconds: peer.timeoutS, showing: showing)
-        return try Self.decode(JobStatus.self, text.split(separator: "\n").last.map(String.init) ?? "")
+    /// `apus migrate NAME HOST`: the finished job.
+    ///
+    /// - Parameter showing: the command's own progress goes to this terminal.
+    /// - Throws: `LabError.commandFailed` with what the command printed when the job did not complete.
+    public func migrate(
+        _ name: String, to host: String, _ peer: ApusPeer, showing: Bool = false
+    ) async throws -> JobStatus {
+        var words = ["migrate", name, host, "--max-downtime", "\(peer.maxDowntimeMs)"]
+        guard showing else {
+            words.append("--json")
+            return try Self.decode(JobStatus.self, try await apus(words, seconds: peer.timeoutS))
+        }
+        words.append("--verbose")
+        try await apus(words, seconds: peer.timeoutS, showing: true)
+        return try await latestJob(of: name)
+    }
+
+    public func jobs() async throws -> [JobStatus] {
+        try Self.decode([JobStatus].self, try await apus(["job", "list", "--json"]))
+    }
+
+    /// - Throws: `LabError.notEnough` when there is none.
+    public func latestJob(of vm: String) async throws -> JobStatus {
+        guard let job = try await jobs().filter({ $0.vm == vm }).max(by: { $0.startedAt < $1.startedAt }) else {
+            throw LabError.notEnough(what: "jobs of \(vm)")
+        }
+        return job
     }
 
     public func machines() async throws -> [MachineSummary] {
@@ -72,14 +90,12 @@ public struct Agent: Sendable {
         try await machines().first { $0.name == vm }?.pid
     }
 
-    static func decode<Value: Decodable>(_ type: Value.Type, _ text: String) throws -> Value {
-        let decoder = JSONDecoder()
-        decoder.dateDecodingStrategy = .iso8601
-        return try decoder.decode(type, from: Data(text.utf8))
+    private static func decode<Value: Decodable>(_ type: Value.Type, _ text: String) throws -> Value {
+        try APICoding.decoder().decode(type, from: Data(text.utf8))
     }
 
     private func endMachines() async {
         guard process.status == nil else { return }
-        for machine in (try? await machines()) ?? [] { _ = try? await apus(["vm", "stop", machine.name]) }
+        for machine in (try? await machines()) ?? [] { _ = try? await apus(["vm", "stop", machine.name, "--force"]) }
     }
 }

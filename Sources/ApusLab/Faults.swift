@@ -1,5 +1,4 @@
 public import ApusAPI
-internal import Foundation
 
 // What fault tests do to a migration, and how they see who runs the guest afterwards.
 
@@ -9,9 +8,7 @@ extension HostPair {
         guard host.namespace != nil else { throw LabError.notEnough(what: "rights to reset connections: not root") }
         try await command(host.command(["ss", "-K", "-t", "-n", "dst", "10.77.0.0/30"]))
     }
-}
 
-extension HostPair {
     /// Whether a TCP connection exists between the two hosts.
     public var hasConnections: Bool {
         get async throws {
@@ -21,15 +18,11 @@ extension HostPair {
 }
 
 extension Agent {
-    public func jobs() async throws -> [JobStatus] {
-        try Self.decode([JobStatus].self, try await apus(["job", "list", "--json"]))
-    }
-
     /// Waits until a VM's latest job satisfies `condition`, looking as often as a phase that lasts milliseconds needs.
     @discardableResult
     public func job(of vm: String, seconds: Double, where condition: (JobStatus) -> Bool) async throws -> JobStatus {
         try await wait(for: "a job of \(vm)", seconds: seconds, every: .milliseconds(5)) {
-            let latest = try await jobs().filter { $0.vm == vm }.max { $0.startedAt < $1.startedAt }
+            let latest = try? await latestJob(of: vm)
             return latest.flatMap { condition($0) ? $0 : nil }
         }
     }
