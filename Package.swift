@@ -31,6 +31,7 @@ let package = Package(
     ],
     dependencies: [
         .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-http-types", from: "1.5.1"),
         .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
@@ -64,15 +65,18 @@ let package = Package(
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
                 product("Logging", "swift-log"), product("GRDB", "GRDB.swift"),
                 product("Hummingbird", "hummingbird"), product("ServiceLifecycle", "swift-service-lifecycle"),
+                product("HTTPTypes", "swift-http-types"), product("UnixSignals", "swift-service-lifecycle"),
+                product("HummingbirdCore", "hummingbird"),
             ]),
         module("ApusAPI"),
         .executableTarget(
             name: "apus",
             dependencies: [
-                "ApusAPI", "ApusControl",
+                "ApusSystem", "ApusAPI", "ApusControl",
                 product("ArgumentParser", "swift-argument-parser"), product("Logging", "swift-log"),
                 product("AsyncHTTPClient", "async-http-client"), product("Yams", "Yams"),
-                product("ServiceLifecycle", "swift-service-lifecycle"),
+                product("NIOCore", "swift-nio"), product("NIOHTTP1", "swift-nio"),
+                product("UnixSignals", "swift-service-lifecycle"),
             ], swiftSettings: strict),
 
         // The laboratory: real guests, real QEMUs, namespaces; used by tests, demo and benchmarks. Not shipped.
@@ -93,7 +97,8 @@ let package = Package(
             [
                 "ApusSystem", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire",
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"), product("GRDB", "GRDB.swift"),
-                product("Logging", "swift-log"),
+                product("Logging", "swift-log"), product("Yams", "Yams"), "apus",
+                product("ServiceLifecycle", "swift-service-lifecycle"),
             ]),
         tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusQMP"]),
         tests("TidyTests", []),

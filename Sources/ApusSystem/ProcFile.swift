@@ -86,3 +86,11 @@ public final class FileLock: Sendable {
 
     deinit { _ = close(descriptor) }
 }
+
+public enum TerminalSize {
+    /// Columns of the terminal behind a descriptor; nil: it is no terminal.
+    public static func columns(of descriptor: Int32) -> Int? {
+        let columns = capus_terminal_columns(descriptor)
+        return columns > 0 ? Int(columns) : nil
+    }
+}

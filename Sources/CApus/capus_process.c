@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -169,4 +170,12 @@ int capus_lock_file(const char *path) {
         return -error;
     }
     return fd;
+}
+
+int capus_terminal_columns(int fd) {
+    struct winsize size;
+    if (!isatty(fd)) return 0;
+    // A terminal that does not tell its size (a serial line) has the classic one.
+    if (ioctl(fd, TIOCGWINSZ, &size) < 0 || size.ws_col == 0) return 80;
+    return size.ws_col;
 }

@@ -1,0 +1,101 @@
+public import ApusAPI
+
+/// Every key may be left out; a key that does not exist is an error, because it is a typing mistake.
+extension AgentConfig {
+    fileprivate struct Key: CodingKey {
+        let stringValue: String
+        var intValue: Int? { nil }
+        init(stringValue: String) { self.stringValue = stringValue }
+        init?(intValue: Int) { nil }
+    }
+
+    /// Reads keys and remembers which; the rest must be none.
+    fileprivate struct Reader {
+        let box: KeyedDecodingContainer<Key>
+        let path: String
+        var known: Set<String> = []
+
+        init(_ decoder: any Decoder, path: String) throws {
+            box = try decoder.container(keyedBy: Key.self)
+            self.path = path
+        }
+
+        mutating func take<T: Decodable>(_ name: String, into value: inout T) throws {
+            known.insert(name)
+            if let found = try box.decodeIfPresent(T.self, forKey: Key(stringValue: name)) { value = found }
+        }
+
+        mutating func take<T: Decodable>(_ name: String, into value: inout T?) throws {
+            known.insert(name)
+            value = try box.decodeIfPresent(T.self, forKey: Key(stringValue: name))
+        }
+
+        func finish() throws {
+            for key in box.allKeys.map(\.stringValue).sorted() where !known.contains(key) {
+                throw Problem(
+                    "config-key-unknown", "The configuration has no key \"\(path)\(key)\".",
+                    advice: "Known here: \(known.sorted().joined(separator: ", ")).")
+            }
+        }
+    }
+
+    public init(from decoder: any Decoder) throws {
+        self.init()
+        var reader = try Reader(decoder, path: "")
+        try reader.take("stateDirectory", into: &stateDirectory)
+        try reader.take("runDirectory", into: &runDirectory)
+        try reader.take("api", into: &api)
+        try reader.take("link", into: &link)
+        try reader.take("ramDirectory", into: &ramDirectory)
+        try reader.take("hosts", into: &hosts)
+        try reader.take("logFormat", into: &logFormat)
+        try reader.take("logLevel", into: &logLevel)
+        try reader.finish()
+    }
+}
+
+extension AgentConfig.API {
+    public init(from decoder: any Decoder) throws {
+        self.init()
+        var reader = try AgentConfig.reader(decoder, "api.")
+        try reader.take("socket", into: &socket)
+        try reader.take("listen", into: &listen)
+        try reader.finish()
+    }
+}
+
+extension AgentConfig.Link {
+    public init(from decoder: any Decoder) throws {
+        self.init()
+        var reader = try AgentConfig.reader(decoder, "link.")
+        try reader.take("listen", into: &listen)
+        try reader.take("lanes", into: &lanes)
+        try reader.take("insecure", into: &insecure)
+        try reader.finish()
+    }
+}
+
+extension AgentConfig {
+    fileprivate static func reader(_ decoder: any Decoder, _ path: String) throws -> Reader {
+        try Reader(decoder, path: path)
+    }
+
+    public static let lanesMax = 16
+
+    /// - Throws: `Problem` `config-invalid`, `address-invalid`.
+    public func validate() throws(Problem) {
+        guard (1...Self.lanesMax).contains(link.lanes) else {
+            throw Problem("config-invalid", "link.lanes is \(link.lanes); it can be 1 to \(Self.lanesMax).")
+        }
+        for (name, path) in [("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory)] {
+            guard path.hasPrefix("/") else {
+                throw Problem("config-invalid", "\(name) is \"\(path)\"; it must be an absolute path.")
+            }
+        }
+        _ = try ListenAddress(link.listen)
+        if let listen = api.listen { _ = try ListenAddress(listen) }
+        for (_, address) in hosts.sorted(by: { $0.key < $1.key }) {
+            _ = try ListenAddress(address, defaultPort: Self.linkPort)
+        }
+    }
+}

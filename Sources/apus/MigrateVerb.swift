@@ -1,0 +1,128 @@
+import ApusAPI
+import ArgumentParser
+import Foundation
+
+struct MigrateVerb: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "migrate",
+        abstract: "Move a running VM to another host.",
+        discussion: """
+            Ctrl-C aborts: the VM runs on here. A second Ctrl-C leaves the job to the agent. Exit codes: see `apus --help`.
+            """)
+
+    @Argument(help: "The VM's name.") var name: String
+    @Argument(help: "The destination agent: a name from the agent's configuration, or ADDRESS[:PORT].") var host: String
+    @Flag(help: "Tell each phase and decision; without a terminal, tell progress in lines.") var verbose = false
+    @Option(help: ArgumentHelp("The longest pause you accept, in milliseconds.", valueName: "ms")) var maxDowntime = 300
+    @Option(help: ArgumentHelp("At most this much on the link, in MB/s.", valueName: "MB/s")) var bandwidth: Double?
+    @Option(help: ArgumentHelp("Give up after this many seconds; the VM then runs on here.", valueName: "s")) var timeout: Double?
+    @Flag(help: "Do not wait: print the job and return.") var detach = false
+    @OptionGroup var connection: Connection
+
+    func validate() throws {
+        if maxDowntime < 1 { throw ValidationError("--max-downtime must be at least 1 ms.") }
+        if let bandwidth, !(bandwidth > 0) { throw ValidationError("--bandwidth must be more than 0 MB/s.") }
+        if let timeout, !(timeout > 0) { throw ValidationError("--timeout must be more than 0 s.") }
+    }
+
+    func run() async throws {
+        let request = MigrateRequest(
+            vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout)
+        try await connection.run { client in
+            let job: JobStatus = try await client.post("/v1/migrations", request)
+            if detach {
+                connection.show(job, "Job \(job.id) moves \(job.vm) to \(job.peer); see it with `apus job watch \(job.id)`.")
+                return
+            }
+            let watcher = Watcher(client: client, connection: connection, verbose: verbose, ownsJob: true)
+            try await watcher.watch(job)
+        }
+    }
+}
+
+struct JobVerb: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "job", abstract: "Migrations of this host, running and past.",
+        subcommands: [List.self, Show.self, Watch.self, Abort.self, Resolve.self])
+
+    static func path(_ id: String, _ rest: String = "") -> String { "/v1/migrations/\(AgentClient.escaped(id))\(rest)" }
+
+    struct List: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "List jobs, newest first.")
+        @OptionGroup var connection: Connection
+
+        func run() async throws {
+            try await connection.run { client in
+                let jobs: [JobStatus] = try await client.get("/v1/migrations")
+                connection.show(jobs, Text.table(of: jobs, timeZone: .current))
+            }
+        }
+    }
+
+    struct Show: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Show one job.")
+        @Argument(help: "The job's id.") var id: String
+        @OptionGroup var connection: Connection
+
+        func run() async throws {
+            try await connection.run { client in
+                let job: JobStatus = try await client.get(JobVerb.path(id))
+                connection.show(job, Text.details(of: job))
+            }
+        }
+    }
+
+    struct Watch: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Watch a job to its end; Ctrl-C leaves it running.",
+            discussion: "Exits as `apus migrate` does.")
+        @Argument(help: "The job's id.") var id: String
+        @Flag(help: "Tell each phase and decision.") var verbose = false
+        @OptionGroup var connection: Connection
+
+        func run() async throws {
+            try await connection.run { client in
+                let job: JobStatus = try await client.get(JobVerb.path(id))
+                let watcher = Watcher(client: client, connection: connection, verbose: verbose, ownsJob: false)
+                try await watcher.watch(job)
+            }
+        }
+    }
+
+    struct Abort: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(abstract: "Abort a job; its VM runs on where it was.")
+        @Argument(help: "The job's id.") var id: String
+        @OptionGroup var connection: Connection
+
+        func run() async throws {
+            try await connection.run { client in
+                let job: JobStatus = try await client.post(JobVerb.path(id, "/abort"))
+                connection.show(job, Text.details(of: job))
+            }
+        }
+    }
+
+    struct Resolve: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Decide about a job in doubt.",
+            discussion: """
+                First look at the other host: exactly one of the two may run the VM. --commit: it belongs to the \
+                destination. --revert: it belongs to the source.
+                """)
+        @Argument(help: "The job's id.") var id: String
+        @Flag(help: "The VM belongs to the destination.") var commit = false
+        @Flag(help: "The VM belongs to the source.") var revert = false
+        @OptionGroup var connection: Connection
+
+        func validate() throws {
+            if commit == revert { throw ValidationError("Give either --commit or --revert.") }
+        }
+
+        func run() async throws {
+            try await connection.run { client in
+                let job: JobStatus = try await client.post(JobVerb.path(id, "/resolve"), ResolveRequest(commit: commit))
+                connection.show(job, Text.details(of: job))
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+import ApusAPI
+
+extension Text {
+    /// The end of a job: one sentence of what it means, then what it cost.
+    static func summary(of job: JobStatus) -> String {
+        var blocks = [outcome(of: job)]
+        if let summary = job.summary, job.phase == .completed || job.phase == .inDoubt {
+            blocks.append(list(costs(summary)))
+        }
+        return blocks.joined(separator: "\n")
+    }
+
+    static func outcome(of job: JobStatus) -> String {
+        let stays = job.direction == .outgoing ? "\(job.vm) runs on here." : "\(job.vm) stays on \(job.peer)."
+        let why = job.error.map { " \($0.message)" } ?? ""
+        let advice = job.error?.advice.map { "\n\($0)" } ?? ""
+        switch job.phase {
+        case .completed where job.direction == .incoming: return "\(job.vm) arrived from \(job.peer)."
+        case .completed:
+            let pause = job.summary?.downtimeMs.map { "; it paused for \(Units.milliseconds($0))" } ?? ""
+            return "\(job.vm) moved to \(job.peer) in \(Units.duration(job.summary?.totalMs ?? job.progress.elapsedMs))\(pause)."
+        case .failed: return "\(job.vm) was not moved.\(why) \(stays)\(advice)"
+        case .aborted: return "Aborted.\(why) \(stays)"
+        case .inDoubt:
+            return "\(job.vm) is in doubt.\(why) It was handed over to \(job.peer), which has not said that it runs.\n"
+                + "Look there (`apus vm list`), then decide: `apus job resolve \(job.id) --commit` if it is there, --revert if not."
+        case .preparing, .transferring, .switching, .committing: return "\(job.vm): \(job.phase.rawValue)."
+        }
+    }
+
+    private static func costs(_ summary: JobSummary) -> [(String, String)] {
+        var rows = [("total time", Units.duration(summary.totalMs)), ("downtime", downtime(summary))]
+        let rate = summary.totalMs > 0 ? Double(summary.wireBytes) / summary.totalMs * 1000 : 0
+        let rounds = summary.rounds == 1 ? "1 round" : "\(summary.rounds) rounds"
+        rows.append(("wire", "\(Units.bytes(summary.wireBytes)) in \(rounds), \(Units.rate(rate)) over the whole"))
+        let width = summary.forms.map(\.form.count).max() ?? 0
+        for (index, form) in summary.forms.enumerated() {
+            let name = form.form + String(repeating: " ", count: width - form.form.count)
+            let text = "\(name)  \(Units.count(form.pages)) pages, \(Units.bytes(form.wireBytes))"
+            rows.append((index == 0 ? "pages" : "", text))
+        }
+        if !summary.installed.isEmpty {
+            let blocks = summary.installed.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
+            rows.append(("RAM", blocks.joined(separator: ", ")))
+        }
+        if summary.sourceCPUS != nil || summary.destinationCPUS != nil {
+            func seconds(_ value: Double?) -> String { value.map { "\(Units.decimals($0, 2)) s" } ?? "?" }
+            rows.append(("agent CPU", "source \(seconds(summary.sourceCPUS)), destination \(seconds(summary.destinationCPUS))"))
+        }
+        return rows
+    }
+
+    private static func downtime(_ summary: JobSummary) -> String {
+        var parts: [String] = []
+        if let measured = summary.downtimeMs {
+            let detail = summary.downtimeParts.map { "\($0.name) \(Units.decimals($0.ms, 1))" }.joined(separator: ", ")
+            parts.append(Units.milliseconds(measured) + " measured" + (detail.isEmpty ? "" : " (\(detail))"))
+        } else {
+            parts.append("not measured")
+        }
+        if let qemu = summary.qemuDowntimeMs { parts.append("QEMU says \(Units.milliseconds(qemu))") }
+        if let predicted = summary.predictedDowntimeMs { parts.append("predicted \(Units.milliseconds(predicted))") }
+        return parts.joined(separator: "; ")
+    }
+}
