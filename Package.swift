@@ -107,7 +107,8 @@ let package = Package(
             [
                 "ApusSystem", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire",
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"), product("GRDB", "GRDB.swift"),
-                product("Logging", "swift-log"),
+                product("Logging", "swift-log"), product("Yams", "Yams"), "apus",
+                product("ServiceLifecycle", "swift-service-lifecycle"),
             ]),
         tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusQMP"]),
         tests("TidyTests", []),
