@@ -109,7 +109,8 @@ import Testing
 
     @Test func noOpenEnds() {
         let words = ["TO" + "DO", "FIX" + "ME", "XX" + "X"]
-        #expect(offenders { _, line in words.contains { line.contains($0) } } == [])
+        let open = offenders { _, line in line.split { !$0.isLetter }.contains { words.contains(String($0)) } }
+        #expect(open == [])
     }
 
     @Test func filesStaySmall() {

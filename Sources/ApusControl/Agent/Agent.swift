@@ -31,6 +31,7 @@ public struct Agent: Sendable {
         let store = try Store(path: config.databasePath)
         let machines = Machines(config: config, store: store, logger: logger)
         let found = try await machines.restore()
+        Task { await machines.warmUp() }
         let migrations = Migrations(machines: machines, store: store, config: config, logger: logger)
         let server = APIServer(machines: machines, migrations: migrations, info: info(), config: config, logger: logger)
         logger.notice(

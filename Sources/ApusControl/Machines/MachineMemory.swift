@@ -81,7 +81,7 @@ public struct MachineMemory: Sendable, Equatable {
         return named.count == 1 ? named[0] : nil
     }
 
-    /// QEMU names the files it makes in a directory `qemu_back_mem.ID.XXXXXX`; block names may have a path before the id.
+    /// QEMU names the files it makes in a directory `qemu_back_mem.ID. and six random letters`; block names may have a path before the id.
     private static func fileStem(_ block: String) -> String {
         "qemu_back_mem.\(block.split(separator: "/").last.map(String.init) ?? block)."
     }

@@ -18,7 +18,8 @@ struct QemuBinary: Sendable {
 /// Asks each QEMU binary once.
 actor QemuCatalog {
     private struct Key: Hashable {
-        let launcher: [String]
+        /// Words before the binary: `taskset`, `ip netns exec …`.
+        let wrapper: [String]
         let file: FileIdentity
     }
 
@@ -31,13 +32,16 @@ actor QemuCatalog {
 
     init(runDirectory: String) { self.runDirectory = runDirectory }
 
+    /// Asks the QEMU on the search path ahead of time, so that the first VM to arrive need not wait for it.
+    func warmUp() async { _ = try? await binary(launcher: ["qemu-system-x86_64"], workingDirectory: nil) }
+
     /// - Throws: `Problem` `qemu-missing`, `qemu-unusable`.
     func binary(launcher: [String], workingDirectory: String?) async throws -> QemuBinary {
         let executable = try Executable.find(launcher[0], workingDirectory: workingDirectory)
         // The QEMU itself may be a later word of the launcher; a new version of it is a new file too.
         let qemu = (try? Executable.find(launcher[launcher.count - 1], workingDirectory: workingDirectory)) ?? executable
         guard let file = try? FileIdentity.of(path: qemu) else { throw Executable.missing(qemu) }
-        let key = Key(launcher: launcher, file: file)
+        let key = Key(wrapper: Array(launcher.dropLast()), file: file)
         if let found = known[key] { return found }
         let binary = try await probe(executable, Array(launcher.dropFirst()), workingDirectory)
         known[key] = binary

@@ -106,7 +106,7 @@ actor IncomingMigration {
 
     private func handle(_ event: DestinationEvent) async {
         var next: DestinationEvent? = event
-        var reached: DestinationRecord.Stage?
+        var reached: DestinationStage?
         while let event = next {
             next = nil
             for action in session.handle(event) {
@@ -133,7 +133,7 @@ actor IncomingMigration {
     }
 
     /// Tells the registry what the VM is to this host from now on.
-    private func reflect(_ stage: DestinationRecord.Stage) async {
+    private func reflect(_ stage: DestinationStage) async {
         guard let machine else { return }
         do {
             switch stage {
