@@ -80,31 +80,35 @@ let package = Package(
                 product("UnixSignals", "swift-service-lifecycle"),
             ], swiftSettings: strict),
 
+        // Counts allocations in benchmarks.
+        .target(name: "CMallocCount"),
+
         // The laboratory: real guests, real QEMUs, namespaces; used by tests, demo and benchmarks. Not shipped.
         module(
             "ApusLab",
             [
-                "ApusSystem", "ApusAPI", "ApusQMP", product("Subprocess", "swift-subprocess"),
-                product("SystemPackage", "swift-system"), product("NIOCore", "swift-nio"),
-                product("NIOPosix", "swift-nio"),
+                "ApusSystem", "ApusMemory", "ApusWire", "ApusFabric", "ApusFlow", "ApusAPI", "ApusQMP",
+                product("Subprocess", "swift-subprocess"), product("SystemPackage", "swift-system"),
+                product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
             ]),
         .executableTarget(
             name: "lab",
             dependencies: [
-                "ApusLab", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow",
+                "ApusLab", "ApusSystem", "ApusMemory", "ApusWire", "ApusFlow", "CMallocCount",
                 product("ArgumentParser", "swift-argument-parser"),
             ], swiftSettings: strict),
 
         tests("ApusSystemTests", ["ApusSystem"]),
         tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
         tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
-        tests("ApusFlowTests", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow"]),
+        tests("ApusFlowTests", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow", "ApusLab"]),
         tests(
             "ApusControlTests",
             [
                 "ApusSystem", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire",
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"), product("GRDB", "GRDB.swift"),
-                product("Logging", "swift-log"),
+                product("Logging", "swift-log"), product("Yams", "Yams"), "apus",
+                product("ServiceLifecycle", "swift-service-lifecycle"),
             ]),
         tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusQMP"]),
         tests("TidyTests", []),

@@ -104,6 +104,7 @@ extension DecodingError {
     var told: String {
         guard let context else { return "\(self)" }
         let path = context.codingPath.map(\.stringValue).joined(separator: ".")
-        return "\(path.isEmpty ? "the top" : path): \(context.debugDescription)"
+        let what = underlying.map { "\($0)" } ?? context.debugDescription
+        return (path.isEmpty ? "" : path + ": ") + (what.hasSuffix(".") ? String(what.dropLast()) : what)
     }
 }

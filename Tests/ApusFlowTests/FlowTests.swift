@@ -1,4 +1,5 @@
 import ApusFlow
+import ApusLab
 import ApusMemory
 import ApusSystem
 import ApusWire

@@ -31,12 +31,12 @@ public struct APIServer: Sendable {
     /// - Throws: `Problem` `address-invalid`, `listen-insecure`.
     public func services() throws(Problem) -> [any Service] {
         var services: [any Service] = [
-            application(address: .unixDomainSocket(path: config.apiSocket), socket: config.apiSocket)
+            application(.unixDomainSocket(path: config.apiSocket), told: config.apiSocket, socket: config.apiSocket)
         ]
         if let listen = config.api.listen {
             let address = try ListenAddress(listen)
             try address.check(insecure: config.link.insecure, purpose: "API", logger: logger)
-            services.append(application(address: .hostname(address.host, port: address.port), socket: nil))
+            services.append(application(.hostname(address.host, port: address.port), told: listen, socket: nil))
         }
         return services
     }
@@ -44,7 +44,7 @@ public struct APIServer: Sendable {
     /// The only place where the API's channels are made: TLS belongs here (`.tls(.http1(), …)`).
     private var server: HTTPServerBuilder { .http1() }
 
-    private func application(address: BindAddress, socket: String?) -> some Service {
+    private func application(_ address: BindAddress, told: String, socket: String?) -> some Service {
         let router = Router(context: APIContext.self)
         router.add(middleware: ProblemMiddleware())
         router.add(middleware: OriginGuard())
@@ -59,7 +59,7 @@ public struct APIServer: Sendable {
                 if let socket {
                     try? FileManager.default.setAttributes([.posixPermissions: 0o600], ofItemAtPath: socket)
                 }
-                logger.info("API listens", metadata: ["address": "\(address)"])
+                logger.info("API listens", metadata: ["address": "\(told)"])
             },
             logger: quiet)
     }

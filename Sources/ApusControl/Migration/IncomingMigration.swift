@@ -106,6 +106,7 @@ actor IncomingMigration {
 
     private func handle(_ event: DestinationEvent) async {
         var next: DestinationEvent? = event
+        var reached: DestinationRecord.Stage?
         while let event = next {
             next = nil
             for action in session.handle(event) {
@@ -119,13 +120,15 @@ actor IncomingMigration {
                         SessionRow(
                             job: job, role: .destination, vm: vm, peer: peer.description,
                             record: try SessionRow.encode(record)))
-                    await reflect(record.stage)
+                    reached = record.stage
                 } catch {
                     next = .recordFailed(record.stage, "\(error)")
                     break
                 }
             }
         }
+        // After the actions: the guest stands still meanwhile, and the registry can wait.
+        if let reached { await reflect(reached) }
         await publish()
     }
 
@@ -138,8 +141,8 @@ actor IncomingMigration {
                 try await services.machines.markInDoubt(
                     machine,
                     note: "Complete and paused; job \(job) waits for the verdict of the source agent at \(peer).")
-            case .committed: try await services.machines.promote(machine)
-            case .incoming, .completed, .discarded, .lost: break
+            case .committed, .completed: try await services.machines.promote(machine)
+            case .incoming, .discarded, .lost: break
             }
         } catch { logger.error("registry: \(error)", metadata: ["job": "\(job)"]) }
     }
@@ -257,7 +260,8 @@ actor IncomingMigration {
         if paused { return post(.guestRunning(ResumeReport(resumeMs: 0, isPaused: true))) }
         let asked = Instant.now()
         do {
-            if await machine.runState() != .running { try await machine.qmp.execute(.cont) }
+            // No question first: a guest that runs already takes no harm, and every round trip is downtime.
+            try await machine.qmp.execute(.cont)
             post(.guestRunning(ResumeReport(resumeMs: Instant.now().ms(since: asked))))
         } catch {
             post(

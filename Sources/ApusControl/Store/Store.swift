@@ -15,6 +15,10 @@ public final class Store: Sendable {
     /// - Throws: `Problem` `store-corrupt`, `store-newer`, `store-unusable`. Nothing is deleted or repaired.
     public init(path: String) throws(Problem) {
         self.path = path
+        // SQLite gives its other files the mode of this one.
+        if !FileManager.default.fileExists(atPath: path) {
+            _ = FileManager.default.createFile(atPath: path, contents: nil, attributes: [.posixPermissions: 0o600])
+        }
         do {
             var configuration = Configuration()
             configuration.journalMode = .wal

@@ -46,6 +46,7 @@ import Testing
     }
 
     @Test("a missing binary and a missing directory are the kernel's errors") func missing() {
+        defer { try? FileManager.default.removeItem(atPath: log) }
         let first = #expect(throws: SystemFailure.self) {
             try ProcessHandle.spawn(SpawnRequest(executable: "/nowhere/qemu", arguments: [], logPath: "/dev/null"))
         }

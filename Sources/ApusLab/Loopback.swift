@@ -1,28 +1,28 @@
-import ApusFabric
-import ApusFlow
-import ApusMemory
-import ApusSystem
-import ApusWire
+internal import ApusFabric
+public import ApusFlow
+public import ApusMemory
+public import ApusSystem
+public import ApusWire
 
 /// Both halves of a flow over real TCP on loopback, between two fakes of QEMU: one writes a stream that our writer made,
 /// the other reads what reaches it and says SHUT at the end. Memory is a real mapped file.
-final class Loopback: Sendable {
-    static let sectionID: UInt32 = 2
-    let layout: Layout
-    let ram: Descriptor
-    let window: GuestWindow
-    let source: SourceFlow
-    let destination: DestinationFlow
+public final class Loopback: Sendable {
+    public static let sectionID: UInt32 = 2
+    public let layout: Layout
+    public let ram: Descriptor
+    public let window: GuestWindow
+    public let source: SourceFlow
+    public let destination: DestinationFlow
     /// The side of the fake source QEMU.
-    let sourceQemu: Socket
+    public let sourceQemu: Socket
     /// The side of the fake destination QEMU.
-    let destinationQemu: Socket
-    let sourceEvents = Monitor<[SourceFlowEvent]>([])
-    let destinationEvents = Monitor<[DestinationFlowEvent]>([])
+    public let destinationQemu: Socket
+    public let sourceEvents = Monitor<[SourceFlowEvent]>([])
+    public let destinationEvents = Monitor<[DestinationFlowEvent]>([])
     private let reception: Reception
     private let control: ControlLink
 
-    init(lanes: Int, blocks: [(name: String, byteCount: UInt64)], mapped: Bool = true) throws {
+    public init(lanes: Int, blocks: [(name: String, byteCount: UInt64)], mapped: Bool = true) throws {
         layout = try Layout(blocks)
         ram = try Descriptor.memoryFile(byteCount: blocks[0].byteCount)
         window = try GuestWindow(ram, fileOffset: 0, byteCount: blocks[0].byteCount)
@@ -62,7 +62,7 @@ final class Loopback: Sendable {
             report: { [sourceEvents] event in sourceEvents.update { $0.append(event) } })
     }
 
-    func stop() {
+    public func stop() {
         source.stop()
         destination.stop()
         control.cut()
@@ -72,7 +72,7 @@ final class Loopback: Sendable {
     }
 
     /// Reads what reaches the destination's QEMU until `marker` was seen at the end, or 20 s have passed.
-    func receive(until marker: [UInt8]) throws -> [UInt8] {
+    public func receive(until marker: [UInt8]) throws -> [UInt8] {
         try destinationQemu.setTimeout(receiveMs: 20_000, sendMs: 0)
         var buffer = PageBuffer(byteCount: 1 << 16)
         var bytes: [UInt8] = []
@@ -86,14 +86,14 @@ final class Loopback: Sendable {
 }
 
 /// Writes a stream as QEMU does: header, START, PARTs, END, one device section, end of file.
-struct StreamScript {
-    var buffer = StreamBuffer()
-    var writer: QemuStreamWriter
+public struct StreamScript {
+    public var buffer = StreamBuffer()
+    private var writer: QemuStreamWriter
     static let device: [UInt8] = Array("device state of some length, opaque to everyone".utf8)
     /// The bytes behind the device section's head.
-    static var tail: [UInt8] { device + [0x7e, 0, 0, 0, 9, 0x00] }
+    public static var tail: [UInt8] { device + [0x7e, 0, 0, 0, 9, 0x00] }
 
-    init(_ layout: Layout) throws {
+    public init(_ layout: Layout) throws {
         let table = try RamBlockTable(layout.blocks.map { RamBlock(name: $0.name, usedLength: $0.byteCount) })
         writer = QemuStreamWriter(table: table)
         writer.header(machine: "pc-q35-7.2", to: &buffer)
@@ -103,13 +103,19 @@ struct StreamScript {
         endSection()
     }
 
-    mutating func beginPart() { writer.sectionPart(id: Loopback.sectionID, to: &buffer) }
-    mutating func beginEnd() { writer.sectionEnd(id: Loopback.sectionID, to: &buffer) }
-    mutating func endSection() {
+    /// More of a stream that has begun.
+    public init(continuing layout: Layout) throws {
+        let table = try RamBlockTable(layout.blocks.map { RamBlock(name: $0.name, usedLength: $0.byteCount) })
+        writer = QemuStreamWriter(table: table)
+    }
+
+    public mutating func beginPart() { writer.sectionPart(id: Loopback.sectionID, to: &buffer) }
+    public mutating func beginEnd() { writer.sectionEnd(id: Loopback.sectionID, to: &buffer) }
+    public mutating func endSection() {
         writer.endOfRecords(to: &buffer)
         writer.footer(id: Loopback.sectionID, to: &buffer)
     }
-    mutating func page(_ block: Int, _ page: Int, _ bytes: [UInt8]?) {
+    public mutating func page(_ block: Int, _ page: Int, _ bytes: [UInt8]?) {
         if let bytes {
             writer.page(block: block, offset: UInt64(page * 4096), to: &buffer)
             buffer.append(bytes.rawBytes)
@@ -117,7 +123,7 @@ struct StreamScript {
             writer.zero(block: block, offset: UInt64(page * 4096), to: &buffer)
         }
     }
-    mutating func finish() {
+    public mutating func finish() {
         writer.sectionFull(
             id: 9, name: "timer", instance: 0, version: 1, to: &buffer)
         buffer.append(Self.tail.rawBytes)

@@ -1,0 +1,65 @@
+import ApusAPI
+import Foundation
+
+/// One value of each API type with every field present.
+enum Samples {
+    static let problem = Problem("vm-unknown", "This host has no VM \"nope\".", advice: "It has: web.")
+    static let agent = AgentInfo(
+        version: "0.1.0", hostName: "a", pid: 7, startedAt: Date(timeIntervalSince1970: 1_795_246_200.125),
+        link: "127.0.0.1:7421", insecure: false, stateDirectory: "/s", runDirectory: "/r", hosts: ["b": "10.0.0.2"])
+    static let run = RunRequest(name: "web", command: ["qemu-system-x86_64"], workingDirectory: "/")
+    static let adopt = AdoptRequest(qmpPath: "/q", name: "web", command: ["qemu-system-x86_64"])
+    static let machine = MachineSummary(
+        name: "web", state: .running, origin: .run, pid: 4711, machineType: "pc-q35-7.2", qemuVersion: "7.2.22",
+        memoryBytes: 1 << 30, vcpus: 2, qmpPath: "/run/apus/vms/web/qmp.sock",
+        command: ["qemu-system-x86_64", "-append", "it's quiet", "-m", "1G"], job: "j1", note: "Guest RAM stays private.")
+    static let migrate = MigrateRequest(vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60)
+    static let resolve = ResolveRequest(commit: true)
+
+    static var progress: JobProgress {
+        var progress = JobProgress()
+        progress.elapsedMs = 2300
+        progress.round = 3
+        progress.memoryTotalBytes = 1 << 30
+        progress.memoryRemainingBytes = 212_400_000
+        progress.wireBytes = 861_000_000
+        progress.rateBytesPerS = 118_400_000
+        progress.dirtyRateBytesPerS = 14_210_000
+        progress.fraction = 0.625
+        progress.predictedRemainingMs = 2041
+        progress.predictedDowntimeMs = 41.26
+        return progress
+    }
+
+    static var summary: JobSummary {
+        var summary = JobSummary()
+        summary.totalMs = 3421
+        summary.downtimeMs = 41.23
+        summary.downtimeParts = [
+            .init(name: "stop", ms: 3.1), .init(name: "last pages", ms: 20), .init(name: "device state", ms: 12.04),
+            .init(name: "start", ms: 6.09),
+        ]
+        summary.qemuDowntimeMs = 38
+        summary.predictedDowntimeMs = 45.4
+        summary.rounds = 4
+        summary.wireBytes = 211_300_000
+        summary.forms = [
+            .init(form: "zero", pages: 203_112, wireBytes: 1_200_000), .init(form: "raw", pages: 31_001, wireBytes: 127_100_000),
+            .init(form: "zstd", pages: 28_031, wireBytes: 83_000_000),
+        ]
+        summary.installed = ["pc.ram": "mapped", "pc.bios": "stream"]
+        summary.sourceCPUS = 0.42
+        summary.destinationCPUS = 0.513
+        return summary
+    }
+
+    static func job(_ phase: JobPhase, direction: JobDirection = .outgoing, full: Bool = true) -> JobStatus {
+        JobStatus(
+            id: "j1", direction: direction, vm: "web", peer: "b", phase: phase,
+            startedAt: Date(timeIntervalSince1970: 1_795_246_200.125),
+            endedAt: full ? Date(timeIntervalSince1970: 1_795_246_203.5) : nil, maxDowntimeMs: 300, progress: progress,
+            summary: full ? summary : nil,
+            error: full ? Problem("peer-silent", "b said nothing for 5 s.", advice: "Look whether its agent runs.") : nil,
+            notes: full ? ["The destination's QEMU is 10.0.13."] : [])
+    }
+}
