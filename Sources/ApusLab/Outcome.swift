@@ -47,7 +47,8 @@ public struct Outcome: Sendable, Equatable, Codable {
         pagesWrong = source.wrong.count + destination.wrong.count
         ticksAfter = destination.ticks.count
         checksAfter = max(0, destination.verdicts.count - 1)
-        speedBefore = source.pagesPerS(from: started - .seconds(2), to: started)
+        // The second for which every peer lets the guest settle.
+        speedBefore = source.pagesPerS(from: started - .seconds(1), to: started)
         // In post-copy the guest runs at the destination before the migration is over: count there what is "during".
         speedDuring = source.pagesPerS(from: started, to: ended) ?? destination.pagesPerS(from: started, to: ended)
         speedAfter = destination.pagesPerS(from: max(ended, started), to: ended + .seconds(3))
