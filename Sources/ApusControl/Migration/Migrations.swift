@@ -29,6 +29,9 @@ public actor Migrations {
         rehearsal = Rehearsal(runDirectory: config.runDirectory)
     }
 
+    /// An offer holds it as text within text, which may double it.
+    private static let definitionBytesMax = SessionLimits.offerBytesMax / 2 - (64 << 10)
+
     // MARK: What people ask for
 
     /// Starts to move a VM; returns once the job exists.
@@ -50,8 +53,15 @@ public actor Migrations {
         let offer: MigrationOffer
         let migration = OutgoingMigration(services, job: job, machine: machine, peer: peer, request, guestRunning: state == .running)
         do {
+            let definition = try SessionRow.encode(machine.definition)
+            guard definition.utf8.count <= Self.definitionBytesMax else {
+                throw Problem(
+                    "definition-too-long",
+                    "The command of \(request.vm) has \(definition.utf8.count) bytes, more than \(Self.definitionBytesMax).",
+                    advice: "Put parts of it into a file and use -readconfig.")
+            }
             offer = MigrationOffer(
-                vm: request.vm, definition: try SessionRow.encode(machine.definition),
+                vm: request.vm, definition: definition,
                 ramBytes: machine.definition.ramBytes, qemuVersion: machine.definition.qemuVersion,
                 guestRunning: state == .running,
                 options: [

@@ -92,7 +92,8 @@ extension Token {
 }
 
 extension SessionEnvelope {
-    /// The frame that carries this message.
+    /// The frame that carries this message. Its texts are our own and short, but for an offer's definition, whose length
+    /// is checked before.
     var frame: ControlLink.Message { .init(.control, Array((try? JSONEncoder().encode(self)) ?? Data())) }
 
     /// - Throws: `Problem` when the peer sent something else.
