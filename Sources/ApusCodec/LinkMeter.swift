@@ -6,6 +6,10 @@
 public struct LinkMeter: Sendable {
     /// Length of one window.
     public static let windowNs: UInt64 = 100_000_000
+    /// A wait this long for this many bytes shows the rate before the window is over: looking for a faster link that is
+    /// not there costs a megabyte or two, not a whole window of them.
+    private static let clearWaitNs: UInt64 = 4_000_000
+    private static let clearBytes: UInt64 = 1 << 20
     /// Windows after which a faster link is looked for.
     private static let retryWindows = 50
 
@@ -32,7 +36,8 @@ public struct LinkMeter: Sendable {
     /// Ends the window when it is over.
     public mutating func tick(nowNs: UInt64) {
         let elapsed = nowNs &- windowStartNs
-        guard elapsed >= Self.windowNs else { return }
+        let isClear = waitedNs > Self.clearWaitNs && creditedBytes > Self.clearBytes
+        guard elapsed >= Self.windowNs || isClear else { return }
         let rate = Double(creditedBytes) / Double(elapsed)
         if Double(waitedNs) > 0.25 * Double(elapsed) && creditedBytes > 0 {
             bytesPerNs = knownFromWait ? bytesPerNs + (rate - bytesPerNs) * 0.4 : rate

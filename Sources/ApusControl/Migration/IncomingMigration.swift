@@ -84,6 +84,9 @@ actor IncomingMigration {
         beats.cancel()
         watchers?.cancel()
         link?.finish()
+        // The flow reports to this actor, which holds it: let it go, with all its buffers.
+        router.setFlow(nil)
+        flow = nil
     }
 
     private func event(for input: SessionInput<DestinationEvent>) -> DestinationEvent? {

@@ -28,7 +28,8 @@ final class LinkRouter<Event: Sendable>: Sendable {
         self.inbox = inbox
     }
 
-    func setFlow(_ take: @escaping @Sendable (ControlLink.Message) -> Void) { flow.update { $0 = take } }
+    /// Nil when the flow is over: the router must not keep what the session has let go.
+    func setFlow(_ take: (@Sendable (ControlLink.Message) -> Void)?) { flow.update { $0 = take } }
 
     /// A frame of any of the session's links, on that link's reader thread.
     func receive(_ link: ControlLink, _ frame: ControlLink.Message) {

@@ -94,6 +94,9 @@ actor OutgoingMigration {
         }
         watchers.cancel()
         link?.finish()
+        // The flow reports to this actor, which holds it: let it go, with all its buffers.
+        router.setFlow(nil)
+        transfer = nil
     }
 
     private func event(for input: SessionInput<SourceEvent>) -> SourceEvent? {
