@@ -79,7 +79,7 @@ public final class ProcessHandle: Sendable {
         let words = [request.executable] + request.arguments
         // SAFETY: the copies live until freed below; argv ends with NULL; the C side keeps none of them.
         var argv = unsafe words.map { unsafe strdup($0) }
-        defer { for unsafe word in unsafe argv { unsafe free(word) } }
+        defer { unsafe argv.forEach { unsafe free($0) } }
         unsafe argv.append(nil)
         let error: Int32
         if let directory = request.workingDirectory {
@@ -161,7 +161,9 @@ public final class ProcessHandle: Sendable {
 
     private static func startTicks(of pid: Int32) throws(SystemFailure) -> UInt64 {
         let text = try ProcFile.read("/proc/\(pid)/stat")
-        guard let ticks = ProcFile.startTicks(stat: text) else { throw SystemFailure(call: "stat \(pid)", errno: EINVAL) }
+        guard let ticks = ProcFile.startTicks(stat: text) else {
+            throw SystemFailure(call: "stat \(pid)", errno: EINVAL)
+        }
         return ticks
     }
 }
@@ -180,12 +182,14 @@ final class ProcessWatcher: Sendable {
         var thread = pthread_t()
         // SAFETY: the watcher is a static that is never freed, so the unretained pointer stays valid.
         let me = unsafe Unmanaged.passUnretained(self).toOpaque()
-        _ = unsafe pthread_create(&thread, nil, { argument in
-            if let argument = unsafe argument {
-                unsafe Unmanaged<ProcessWatcher>.fromOpaque(argument).takeUnretainedValue().run()
-            }
-            return nil
-        }, me)
+        _ = unsafe pthread_create(
+            &thread, nil,
+            { argument in
+                if let argument = unsafe argument {
+                    unsafe Unmanaged<ProcessWatcher>.fromOpaque(argument).takeUnretainedValue().run()
+                }
+                return nil
+            }, me)
         _ = pthread_detach(thread)
     }
 

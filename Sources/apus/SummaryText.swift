@@ -18,7 +18,8 @@ extension Text {
         case .completed where job.direction == .incoming: return "\(job.vm) arrived from \(job.peer)."
         case .completed:
             let pause = job.summary?.downtimeMs.map { "; it paused for \(Units.milliseconds($0))" } ?? ""
-            return "\(job.vm) moved to \(job.peer) in \(Units.duration(job.summary?.totalMs ?? job.progress.elapsedMs))\(pause)."
+            return
+                "\(job.vm) moved to \(job.peer) in \(Units.duration(job.summary?.totalMs ?? job.progress.elapsedMs))\(pause)."
         case .failed: return "\(job.vm) was not moved.\(why) \(stays)\(advice)"
         case .aborted: return "Aborted.\(why) \(stays)"
         case .inDoubt:
@@ -45,7 +46,8 @@ extension Text {
         }
         if summary.sourceCPUS != nil || summary.destinationCPUS != nil {
             func seconds(_ value: Double?) -> String { value.map { "\(Units.decimals($0, 2)) s" } ?? "?" }
-            rows.append(("agent CPU", "source \(seconds(summary.sourceCPUS)), destination \(seconds(summary.destinationCPUS))"))
+            rows.append(
+                ("agent CPU", "source \(seconds(summary.sourceCPUS)), destination \(seconds(summary.destinationCPUS))"))
         }
         return rows
     }

@@ -68,10 +68,12 @@ public struct Agent: Sendable {
             if path == config.runDirectory, !locks.isEmpty, config.runDirectory == config.stateDirectory { continue }
             do throws(SystemFailure) {
                 locks.append(try FileLock(path: path + "/agent.lock"))
-            } catch where error.errno == EWOULDBLOCK {
+            } catch  where error.errno == EWOULDBLOCK {
                 throw Problem(
                     "agent-running", "Another agent uses \(path).",
-                    advice: "There is one agent for each state and run directory; stop that one, or name others with --state and --run.")
+                    advice:
+                        "There is one agent for each state and run directory; stop that one, or name others with --state and --run."
+                )
             } catch {
                 throw Problem("directory-unusable", "\(path) cannot be used: \(error.reason).")
             }

@@ -58,7 +58,9 @@ extension Machines {
 
     /// Memory of VMs that are arriving: they take it bit by bit, so the kernel still counts it as free.
     private var promisedBytes: UInt64 {
-        entries.values.filter { $0.record.phase == .incoming && !$0.isGone }.reduce(0) { $0 + $1.record.definition.ramBytes }
+        entries.values.filter { $0.record.phase == .incoming && !$0.isGone }.reduce(0) {
+            $0 + $1.record.definition.ramBytes
+        }
     }
 
     private func launch(_ draft: MachineDefinition, incoming: Bool) async throws -> Machine {
@@ -118,7 +120,8 @@ extension Machines {
             if error is CancellationError { throw error }
             let how = exit.map { "QEMU \($0.told)" } ?? "QEMU did not get ready (\(error))"
             throw Problem(
-                "qemu-start-failed", "\(draft.name) could not be started on this host: \(how)\(said.isEmpty ? "." : ": \(said)")",
+                "qemu-start-failed",
+                "\(draft.name) could not be started on this host: \(how)\(said.isEmpty ? "." : ": \(said)")",
                 advice: notes.isEmpty ? nil : notes.joined(separator: " "))
         }
     }

@@ -21,9 +21,12 @@ extension Machines {
                 advice: "Another program may hold its monitor.")
         case .starting, .incoming, .inDoubt, .stopped:
             throw Problem(
-                "vm-not-running", "\(name) is \(summary.state.rawValue) here and cannot be moved.", advice: summary.note)
+                "vm-not-running", "\(name) is \(summary.state.rawValue) here and cannot be moved.", advice: summary.note
+            )
         }
-        guard let machine = entry.machine else { throw Problem("vm-unresponsive", "\(name)'s monitor does not answer.") }
+        guard let machine = entry.machine else {
+            throw Problem("vm-unresponsive", "\(name)'s monitor does not answer.")
+        }
         // Looked at again: other calls ran while QEMU was asked.
         if let other = entries[name]?.record.job { throw Self.busy(name, other) }
         try await change(name) { $0.job = job }

@@ -55,7 +55,9 @@ public final class Store: Sendable {
     private static func corrupt(_ path: String, _ text: String) -> Problem {
         Problem(
             "store-corrupt", "The database \(path) is damaged (\(text)).",
-            advice: "Keep the file for inspection, move it away and start again: running VMs can be adopted by their QMP sockets.")
+            advice:
+                "Keep the file for inspection, move it away and start again: running VMs can be adopted by their QMP sockets."
+        )
     }
 
     private static var migrator: DatabaseMigrator {
@@ -148,7 +150,8 @@ public final class Store: Sendable {
     public func jobs(limit: Int = 1000) async throws(Problem) -> [JobStatus] {
         try await read {
             try Self.decoded(
-                String.fetchAll($0, sql: "SELECT status FROM jobs ORDER BY started_at DESC, id LIMIT ?", arguments: [limit]))
+                String.fetchAll(
+                    $0, sql: "SELECT status FROM jobs ORDER BY started_at DESC, id LIMIT ?", arguments: [limit]))
         }
     }
 

@@ -54,7 +54,8 @@ import Yams
             ("Problem", try fields(Problem("a", "b"))), ("RunRequest", try fields(RunRequest(name: "a", command: []))),
             ("AdoptRequest", try fields(AdoptRequest(qmpPath: "/q"))),
             ("MachineSummary", try fields(MachineSummary(name: "a", state: .running, origin: .run, command: []))),
-            ("MigrateRequest", try fields(MigrateRequest(vm: "a", host: "b"))), ("JobProgress", try fields(JobProgress())),
+            ("MigrateRequest", try fields(MigrateRequest(vm: "a", host: "b"))),
+            ("JobProgress", try fields(JobProgress())),
             ("JobSummary", try fields(JobSummary())), ("JobStatus", try fields(Samples.job(.preparing, full: false))),
         ]
         for (name, present) in bare {
@@ -78,6 +79,8 @@ import Yams
         #expect(text.contains("2026-11-21T07:30:00.125Z"))
         #expect(try APICoding.decoder().decode(AgentInfo.self, from: Data(text.utf8)) == Samples.agent)
         let whole = text.replacing(".125Z", with: "Z")
-        #expect(try APICoding.decoder().decode(AgentInfo.self, from: Data(whole.utf8)).startedAt.timeIntervalSince1970 == 1_795_246_200)
+        #expect(
+            try APICoding.decoder().decode(AgentInfo.self, from: Data(whole.utf8)).startedAt.timeIntervalSince1970
+                == 1_795_246_200)
     }
 }

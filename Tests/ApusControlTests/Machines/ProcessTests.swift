@@ -14,7 +14,9 @@ import Testing
 
     private func exit(of process: ProcessHandle) async -> ProcessExit? {
         let (stream, continuation) = AsyncStream.makeStream(of: ProcessExit.self)
-        process.onExit { continuation.yield($0); continuation.finish() }
+        process.onExit {
+            continuation.yield($0); continuation.finish()
+        }
         for await exit in stream { return exit }
         return nil
     }
@@ -35,7 +37,8 @@ import Testing
     @Test("its own session, nothing inherited but what is given") func isolation() async throws {
         defer { try? FileManager.default.removeItem(atPath: log) }
         let pipe = Pipe()
-        let script = "echo $(ls /proc/self/fd | tr '\\n' ' '); cut -d' ' -f1,6 /proc/$$/stat; pwd; echo hello >&3; head -c1 | wc -c"
+        let script =
+            "echo $(ls /proc/self/fd | tr '\\n' ' '); cut -d' ' -f1,6 /proc/$$/stat; pwd; echo hello >&3; head -c1 | wc -c"
         let child = try shell(script, descriptors: [pipe.fileHandleForWriting.fileDescriptor], directory: "/usr")
         try pipe.fileHandleForWriting.close()
         #expect(try pipe.fileHandleForReading.readToEnd() == Data("hello\n".utf8))
