@@ -66,9 +66,9 @@ public struct Agent: Sendable {
             }
             // One directory for both would be locked against ourselves.
             if path == config.runDirectory, !locks.isEmpty, config.runDirectory == config.stateDirectory { continue }
-            do throws(SystemFailure) {
+            do throws(SystemError) {
                 locks.append(try FileLock(path: path + "/agent.lock"))
-            } catch  where error.errno == EWOULDBLOCK {
+            } catch  where error.code == EWOULDBLOCK {
                 throw Problem(
                     "agent-running", "Another agent uses \(path).",
                     advice:
