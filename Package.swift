@@ -110,7 +110,7 @@ let package = Package(
                 product("Logging", "swift-log"), product("Yams", "Yams"), "apus",
                 product("ServiceLifecycle", "swift-service-lifecycle"),
             ]),
-        tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusQMP"]),
+        tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusWire", "ApusQMP"]),
         tests("TidyTests", []),
     ]
 )

@@ -19,6 +19,8 @@ public enum FabricError: Error, Equatable, Sendable, CustomStringConvertible {
     public var description: String {
         switch self {
         case .system(let error): "\(error)"
+        case .frame(.version(let version)):
+            "It speaks version \(version) of the frame format, this agent version \(FrameHeader.version)."
         case .frame(let error): "The peer sent something that is not an Apus frame: \(error)."
         case .refused(let refusal): refusal.text
         case .closed: "The connection was closed."

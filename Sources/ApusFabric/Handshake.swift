@@ -81,14 +81,22 @@ extension Connection {
         var sender = try FrameSender(socket)
         // Its role is known only after the hello, so the receiver is made for the longest frame a hello may precede.
         var first = FrameReceiver(socket, longest: .hello)
-        guard let frame0 = try first.receive() else { throw .closed }
+        let frame0: FrameHeader
+        do throws(FabricError) {
+            guard let frame = try first.receive() else { throw .closed }
+            frame0 = frame
+        } catch {
+            // In our own format, so that the other version sees ours and can say so.
+            if case .frame(.version(let version)) = error {
+                try sender.send(
+                    .refusal, Refusal.version("frame format \(FrameHeader.version)", "\(version)").bytes.rawBytes)
+            }
+            throw error
+        }
         guard frame0.kind == .hello else { throw .frame(.unexpectedKind(frame0.kind)) }
         let hello = try frame { () throws(FrameError) in try Hello(first.payload) }
         guard let version = hello.commonVersion() else {
-            let refusal = Refusal(
-                .version,
-                "This agent speaks protocol \(Hello.versions), the peer \(hello.versions). "
-                    + "Install the same release of Apus on both hosts.")
+            let refusal = Refusal.version("protocol \(Hello.versions)", "\(hello.versions)")
             try sender.send(.refusal, refusal.bytes.rawBytes)
             throw .refused(refusal)
         }
@@ -101,6 +109,14 @@ extension Connection {
         try fabric { () throws(SystemError) in try socket.setTimeout(receiveMs: 0, sendMs: 0) }
         let receiver = FrameReceiver(continuing: first, longest: hello.role.longest(atListener: true))
         return Connection(sender: sender, receiver: receiver, hello: hello, features: features)
+    }
+}
+
+extension Refusal {
+    static func version(_ ours: String, _ theirs: String) -> Refusal {
+        Refusal(
+            .version,
+            "This agent speaks \(ours), the peer \(theirs). Install the same release of Apus on both hosts.")
     }
 }
 

@@ -6,23 +6,30 @@ public struct Agent: Sendable {
     public let process: LabProcess
     /// Where the other agent reaches it: `ADDRESS:PORT`.
     public let endpoint: String
+    public let name: String
     private let program: String
-    private let run: String
+    /// Its run directory.
+    public let run: String
 
-    /// Starts `apus agent` on a host and waits until it answers.
+    /// Starts `apus agent` on a host and waits until it answers. Started again under the same name in the same
+    /// laboratory, it is the successor of the one before: same folders, same VMs.
+    ///
+    /// - Parameter environment: added to the agent's own.
     public static func start(
-        _ name: String, _ peer: ApusPeer, _ host: Host, _ lab: Lab, port: Int
+        _ name: String, _ peer: ApusPeer, _ host: Host, _ lab: Lab, port: Int, environment: [String: String] = [:]
     ) async throws -> Agent {
         let run = try lab.makeFolder("\(name)/run")
         let state = try lab.makeFolder("\(name)/state")
         let endpoint = "\(host.address):\(port)"
+        let variables = environment.map { "\($0.key)=\($0.value)" }.sorted()
         let process = try await lab.start(
             "agent-\(name)",
-            host.command([
-                peer.program, "agent", "--state", state, "--run", run, "--listen", endpoint, "--insecure",
-                "--log-format", "json",
-            ]))
-        let agent = Agent(process: process, endpoint: endpoint, program: peer.program, run: run)
+            host.command(
+                (variables.isEmpty ? [] : ["env"] + variables) + [
+                    peer.program, "agent", "--state", state, "--run", run, "--listen", endpoint, "--insecure",
+                    "--log-format", "json",
+                ]))
+        let agent = Agent(process: process, endpoint: endpoint, name: name, program: peer.program, run: run)
         try await wait(for: "the agent \(name) to answer", seconds: 20, every: .milliseconds(50)) {
             try process.mustRun()
             guard FileManager.default.fileExists(atPath: agent.socket) else { return nil as String? }
@@ -35,6 +42,15 @@ public struct Agent: Sendable {
 
     public var socket: String { "\(run)/agent.sock" }
     public func consolePath(of vm: String) -> String { "\(run)/vms/\(vm)/console.sock" }
+
+    /// Runs `apus …` with this agent to its end, whatever that is.
+    ///
+    /// - Parameter wrapper: a program that runs it, as `timeout` does.
+    public func attempt(_ words: [String], seconds: Double = 30, through wrapper: [String] = []) async throws
+        -> CommandResult
+    {
+        try await ApusLab.attempt(wrapper + [program] + words, environment: ["APUS_AGENT": socket], seconds: seconds)
+    }
 
     /// Runs `apus …` with this agent.
     @discardableResult
@@ -90,7 +106,7 @@ public struct Agent: Sendable {
         try await machines().first { $0.name == vm }?.pid
     }
 
-    private static func decode<Value: Decodable>(_ type: Value.Type, _ text: String) throws -> Value {
+    public static func decode<Value: Decodable>(_ type: Value.Type, _ text: String) throws -> Value {
         try APICoding.decoder().decode(type, from: Data(text.utf8))
     }
 

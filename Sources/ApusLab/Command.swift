@@ -1,17 +1,23 @@
 internal import Subprocess
 internal import SystemPackage
 
-/// Runs a command to its end.
+/// How a command ended, and what it printed.
+public struct CommandResult: Sendable {
+    /// nil: a signal ended it.
+    public var exitCode: Int32?
+    public var status: String
+    public var output: String
+    public var errors: String
+}
+
+/// Runs a command to its end, whatever that is.
 ///
-/// - Parameter showing: what it prints goes to this terminal as it comes, instead of into the result and the error.
-/// - Returns: what it printed on standard output.
-/// - Throws: `LabError.commandFailed`, `LabError.timedOut`.
-@discardableResult
-func command(
-    _ words: [String], environment: [String: String] = [:], seconds: Double = 20, showing: Bool = false
-) async throws -> String {
-    let name = words.joined(separator: " ")
-    return try await withThrowingTaskGroup(of: String.self) { group in
+/// - Parameter showing: what it prints goes to this terminal as it comes, instead of into the result.
+/// - Throws: `LabError.timedOut`; what prevents its start.
+func attempt(
+    _ words: [String], environment: [String: String] = [:], seconds: Double, showing: Bool = false
+) async throws -> CommandResult {
+    try await withThrowingTaskGroup(of: CommandResult.self) { group in
         group.addTask {
             let configuration = Configuration(
                 executable: executable(words[0]), arguments: Arguments(Array(words.dropFirst())),
@@ -27,18 +33,35 @@ func command(
                     configuration, output: .string(limit: 1 << 20), error: .string(limit: 1 << 16))
                 (status, output, errors) = (result.terminationStatus, result.standardOutput, result.standardError)
             }
-            guard case .exited(0) = status else {
-                throw LabError.commandFailed(command: name, status: "\(status)", output: errors + output)
-            }
-            return output
+            var code: Int32?
+            if case .exited(let number) = status { code = number }
+            return CommandResult(exitCode: code, status: "\(status)", output: output, errors: errors)
         }
         group.addTask {
             try await ContinuousClock().sleep(for: .seconds(seconds))
-            throw LabError.timedOut(what: name, seconds: seconds)
+            throw LabError.timedOut(what: words.joined(separator: " "), seconds: seconds)
         }
         defer { group.cancelAll() }
-        return try await group.next() ?? ""
+        guard let result = try await group.next() else { throw CancellationError() }
+        return result
     }
+}
+
+/// Runs a command that must succeed.
+///
+/// - Parameter showing: what it prints goes to this terminal as it comes, instead of into the result and the error.
+/// - Returns: what it printed on standard output.
+/// - Throws: `LabError.commandFailed`, `LabError.timedOut`.
+@discardableResult
+func command(
+    _ words: [String], environment: [String: String] = [:], seconds: Double = 20, showing: Bool = false
+) async throws -> String {
+    let result = try await attempt(words, environment: environment, seconds: seconds, showing: showing)
+    guard result.exitCode == 0 else {
+        throw LabError.commandFailed(
+            command: words.joined(separator: " "), status: result.status, output: result.errors + result.output)
+    }
+    return result.output
 }
 
 /// A name is looked up in PATH, as a shell does; a path is taken as it is.

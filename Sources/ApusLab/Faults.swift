@@ -1,4 +1,6 @@
 public import ApusAPI
+internal import Foundation
+internal import Glibc
 
 // What fault tests do to a migration, and how they see who runs the guest afterwards.
 
@@ -18,6 +20,44 @@ extension HostPair {
 }
 
 extension Agent {
+    public func job(_ id: String) async throws -> JobStatus {
+        try Self.decode(JobStatus.self, try await apus(["job", "show", id, "--json"]))
+    }
+
+    /// Waits until a job has ended.
+    public func end(of id: String, seconds: Double) async throws -> JobStatus {
+        try await wait(for: "the end of job \(id)", seconds: seconds, every: .milliseconds(50)) {
+            let job = try await job(id)
+            return job.phase.isFinal ? job : nil
+        }
+    }
+
+    /// Files that a session held by `APUS_REHEARSE` leaves when it gets to that point.
+    public func isHeld(at point: String) -> Bool { FileManager.default.fileExists(atPath: rehearsalPath(point)) }
+    public func forgetHold(at point: String) { try? FileManager.default.removeItem(atPath: rehearsalPath(point)) }
+    private func rehearsalPath(_ point: String) -> String {
+        "\(run)/rehearsal-\(point.replacing(":", with: "-"))"
+    }
+
+    /// What lies in the run directory's `vms`: `NAME/FILE`.
+    public func machineFiles() -> [String] {
+        ((try? FileManager.default.subpathsOfDirectory(atPath: "\(run)/vms")) ?? []).sorted()
+    }
+
+    /// Descriptors and threads that the agent has now.
+    public func holdings() -> (descriptors: Int, threads: Int) {
+        func count(_ what: String) -> Int {
+            ((try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process.pid)/\(what)")) ?? []).count
+        }
+        return (count("fd"), count("task"))
+    }
+
+    /// Ends the agent as `kill -9` does; returns when it is gone.
+    public func kill() async throws {
+        process.signal(SIGKILL)
+        try await wait(for: "agent \(name) to be gone", seconds: 5) { process.status }
+    }
+
     /// Waits until a VM's latest job satisfies `condition`, looking as often as a phase that lasts milliseconds needs.
     @discardableResult
     public func job(of vm: String, seconds: Double, where condition: (JobStatus) -> Bool) async throws -> JobStatus {

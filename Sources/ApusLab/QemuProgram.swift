@@ -1,3 +1,5 @@
+internal import Foundation
+
 /// A QEMU to compare with, and its version as results name it.
 public struct QemuProgram: Sendable, Equatable {
     public let path: String
@@ -5,6 +7,11 @@ public struct QemuProgram: Sendable, Equatable {
     public let version: String
 
     public static let installed = "qemu-system-x86_64"
+    /// QEMU 10 as `./dev qemu10` unpacks it; nil when it has not.
+    public static var newer: String? {
+        let path = "\(labCache())/bin/qemu10-system-x86_64"
+        return FileManager.default.isExecutableFile(atPath: path) ? path : nil
+    }
 
     public static func identify(path: String) async throws -> QemuProgram {
         let text = try await command([path, "--version"])

@@ -67,6 +67,72 @@ extension Machines {
         }
     }
 
+    // MARK: By name and job, for sessions whose QEMU may be gone
+
+    /// What there is of a VM that a job was moving.
+    enum Recovered {
+        case gone
+        /// Its process lives, its monitor does not answer: ask again.
+        case unresponsive
+        case found(Machine)
+    }
+
+    /// - Parameter orPromoted: the VM may belong to this host already, without the job's mark.
+    func recover(_ name: String, job: String, orPromoted: Bool = false) async -> Recovered {
+        func found() -> MachineEntry? {
+            if let entry = moving(name, job) { return entry.isGone ? nil : entry }
+            guard orPromoted, let entry = entries[name], entry.record.job == nil, entry.record.phase == .resident else {
+                return nil
+            }
+            return entry.isGone ? nil : entry
+        }
+        guard found() != nil else { return .gone }
+        try? await reconnect(name)
+        guard let entry = found() else { return .gone }
+        return entry.machine.map(Recovered.found) ?? .unresponsive
+    }
+
+    /// The job is over, and what is left of the VM stays here.
+    func release(_ name: String, job: String) async {
+        guard moving(name, job) != nil else { return }
+        do { try await change(name) { $0.job = nil } } catch {
+            logger.error("registry: \(error)", metadata: ["job": "\(job)", "vm": "\(name)"])
+        }
+    }
+
+    /// As ``promote(_:)``.
+    func promote(_ name: String, job: String) async {
+        guard moving(name, job) != nil else { return }
+        do {
+            try await change(name) { record in
+                record.phase = .resident
+                record.job = nil
+                record.note = nil
+            }
+        } catch { logger.error("registry: \(error)", metadata: ["job": "\(job)", "vm": "\(name)"]) }
+    }
+
+    /// As ``departed(_:to:)``.
+    func departed(_ name: String, job: String, to host: String) async {
+        logger.info("VM departed", metadata: ["vm": "\(name)", "host": "\(host)"])
+        await remove(name, job: job)
+    }
+
+    /// As ``discard(_:)``.
+    func discard(_ name: String, job: String) async { await remove(name, job: job) }
+
+    private func remove(_ name: String, job: String) async {
+        guard let entry = moving(name, job) else { return }
+        await end(entry)
+        guard entries[name]?.process === entry.process else { return }
+        await forget(name)
+    }
+
+    /// Nil when the name belongs to another VM by now.
+    private func moving(_ name: String, _ job: String) -> MachineEntry? {
+        entries[name].flatMap { $0.record.job == job ? $0 : nil }
+    }
+
     private func isCurrent(_ machine: Machine) -> Bool { entries[machine.name]?.process === machine.process }
 
     private func remove(_ machine: Machine) async {

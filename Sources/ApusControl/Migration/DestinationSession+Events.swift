@@ -71,7 +71,8 @@ public enum DestinationStage: Codable, Sendable, Equatable {
 
 extension SessionProblem {
     static let destinationDied = SessionProblem(
-        "destination-qemu-died", "The destination QEMU ended while it held the VM.")
+        "destination-qemu-died", "The destination QEMU ended while it held the VM.",
+        advice: "Look at its log; `apus vm show` on both hosts tells what is left of the VM.")
     static let sourceAnswers = SessionProblem(
         "source-answers", "The source agent can be reached; the verdict is its.", advice: "Resolve it there.")
     static let resolvedByOperator = SessionProblem(

@@ -249,7 +249,10 @@ extension DestinationSession {
 
     private mutating func lose(mayHaveRun: Bool) -> [DestinationAction] {
         state = .lost(mayHaveRun: mayHaveRun)
-        return [.record(record(.lost(mayHaveRun: mayHaveRun))), .connect, .send(lossReport(mayHaveRun)), .finish]
+        // What has run here stays on record as this host's VM; of what never ran nothing is left.
+        let tidy: [DestinationAction] = mayHaveRun ? [] : [.discardQemu]
+        return [.record(record(.lost(mayHaveRun: mayHaveRun)))] + tidy
+            + [.connect, .send(lossReport(mayHaveRun)), .finish]
     }
 
     private func lossReport(_ mayHaveRun: Bool) -> SessionMessage {
@@ -381,6 +384,15 @@ extension DestinationSession {
 }
 
 extension DestinationSession.State {
+    /// Why the VM is not here; nil: it is, or nothing is decided.
+    var problem: SessionProblem? {
+        switch self {
+        case .discarded(let failure): failure.problem
+        case .lost: .destinationDied
+        case .idle, .preparing, .receiving, .inDoubt, .deciding, .starting, .recovering, .completed: nil
+        }
+    }
+
     /// For messages and logs.
     public var name: String {
         switch self {

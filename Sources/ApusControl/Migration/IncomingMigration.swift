@@ -27,6 +27,7 @@ actor IncomingMigration {
     private var status: JobStatus
     private var watchers: Task<Void, Never>?
     private var isOver = false
+    private var isDialling = false
     /// When the last page came and when the verdict did.
     private var lastStream = Instant.now()
     private let startCPUNs = Instant.processCPUNs()
@@ -42,7 +43,10 @@ actor IncomingMigration {
     }
 
     /// A job taken up after a restart of the agent.
-    init(_ services: SessionServices, restoring record: DestinationRecord, machine: Machine?, peer: Endpoint, status: JobStatus) {
+    init(
+        _ services: SessionServices, restoring record: DestinationRecord, machine: Machine?, peer: Endpoint,
+        status: JobStatus
+    ) {
         self.init(
             services, session: DestinationSession(restoring: record), vm: status.vm, peer: peer, machine: machine,
             status: status)
@@ -68,7 +72,7 @@ actor IncomingMigration {
     nonisolated func post(_ event: DestinationEvent) { inbox.yield(.event(event)) }
     /// A connection that the source has dialled for this job, with the message it began with.
     nonisolated func adopt(_ link: ControlLink, first: SessionMessage) {
-        inbox.yield(.linked(link))
+        guard case .enqueued = inbox.yield(.linked(link)) else { return link.cut() }
         inbox.yield(.message(link, first))
     }
 
@@ -78,32 +82,41 @@ actor IncomingMigration {
         watchMachine()
         post(first)
         for await input in inputs {
-            if let event = event(for: input) { await handle(event) }
+            for event in events(for: input) where !isOver { await handle(event) }
             if isOver { break }
         }
         beats.cancel()
         watchers?.cancel()
         link?.finish()
+        inbox.finish()
+        // Whoever came too late is answered by the record when it comes again.
+        for await case .linked(let late) in inputs { late.cut() }
         // The flow reports to this actor, which holds it: let it go, with all its buffers.
         router.setFlow(nil)
         flow = nil
     }
 
-    private func event(for input: SessionInput<DestinationEvent>) -> DestinationEvent? {
+    private func events(for input: SessionInput<DestinationEvent>) -> [DestinationEvent] {
         switch input {
-        case .event(let event): return event
+        case .event(let event): return [event]
         case .linked(let link):
-            if link.isClosed { return .connectionLost }
+            isDialling = false
+            if link.isClosed { return self.link == nil ? [.connectionLost] : [] }
+            // The peer may know of the loss of the former one before we do.
+            let lost: [DestinationEvent] = self.link == nil ? [] : [.connectionLost]
             self.link?.cut()
             self.link = link
-            return .connected
+            return lost + [.connected]
+        case .unreachable:
+            isDialling = false
+            return [.connectionLost]
         case .unlinked(let link, _):
-            guard link === self.link else { return nil }
+            guard link === self.link else { return [] }
             self.link = nil
-            return .connectionLost
+            return [.connectionLost]
         case .message(let link, let message):
-            guard link === self.link else { return nil }
-            return .received(message)
+            guard link === self.link else { return [] }
+            return [.received(message.told(by: peer.description))]
         }
     }
 
@@ -145,7 +158,9 @@ actor IncomingMigration {
                     machine,
                     note: "Complete and paused; job \(job) waits for the verdict of the source agent at \(peer).")
             case .committed, .completed: try await services.machines.promote(machine)
-            case .incoming, .discarded, .lost: break
+            // It was this host's; what is left of it is its operator's.
+            case .lost(mayHaveRun: true): await services.machines.release(vm, job: job)
+            case .incoming, .discarded, .lost(mayHaveRun: false): break
             }
         } catch { logger.error("registry: \(error)", metadata: ["job": "\(job)"]) }
     }
@@ -155,16 +170,26 @@ actor IncomingMigration {
         case .record: break
         case .prepareQemu(let offer): await prepareQemu(offer)
         case .connect:
+            if isDialling { return }
             if let link, !link.isClosed { return }
-            router.dial(peer) { [self] _ in post(.connectionLost) }
+            isDialling = true
+            router.dial(peer)
         case .send(let message):
             // The counters first, so that the source's summary has them.
             link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame)
             link?.post(SessionEnvelope(job: job, message: message).frame)
         case .startGuest(let paused): await startGuest(paused: paused)
         case .observeQemu:
-            guard let machine else { return post(.qemuObserved(.dead)) }
-            if let seen = await QemuObservation.destination(machine) { post(.qemuObserved(seen)) }
+            if machine == nil {
+                switch await services.machines.recover(vm, job: job, orPromoted: true) {
+                case .gone: return post(.qemuObserved(.dead))
+                case .unresponsive: return
+                case .found(let found):
+                    machine = found
+                    watchMachine()
+                }
+            }
+            if let machine, let seen = await QemuObservation.destination(machine) { post(.qemuObserved(seen)) }
         case .discardQemu: await discard()
         case .note(let problem): status.notes.append(Problem(problem).description)
         case .finish: finish()
@@ -237,10 +262,7 @@ actor IncomingMigration {
                 // A QEMU that refuses its stream says why in its log as it exits.
                 if failure.code == "qemu-load" { try? await Task.sleep(for: .milliseconds(200)) }
                 let words = failure.code == "qemu-load" ? await self.lastWords() : ""
-                self.post(
-                    .localFailed(
-                        SessionProblem(
-                            failure.code, words.isEmpty ? failure.description : "\(failure.description) QEMU said: \(words)")))
+                self.post(.localFailed(SessionProblem(failure, words: words)))
             }
         }
     }
@@ -271,14 +293,16 @@ actor IncomingMigration {
                 .guestStartFailed(
                     SessionProblem(
                         "guest-start-failed", "The VM is here, complete, but does not start: \(error).",
-                        advice: "Look at its disks: another process may hold their locks. It is tried again every second.")))
+                        advice:
+                            "Look at its disks: another process may hold their locks. It is tried again every second."))
+            )
         }
     }
 
     private func discard() async {
         flow?.stop()
         if let token { services.lanes.forget(token) }
-        if let machine { await services.machines.discard(machine) }
+        await services.machines.discard(vm, job: job)
     }
 
     private func finish() {
@@ -292,8 +316,7 @@ actor IncomingMigration {
     private func publish() async {
         status.phase = JobPhase(session.phase)
         switch session.state {
-        case .discarded(let failure): status.error = Problem(failure.problem)
-        case .lost: status.error = Problem(SessionProblem.destinationDied)
+        case .discarded, .lost: status.error = session.state.problem.map { Problem($0) }
         case .idle, .preparing, .receiving, .inDoubt, .deciding, .starting, .recovering, .completed: break
         }
         if status.phase.isFinal && status.endedAt == nil {

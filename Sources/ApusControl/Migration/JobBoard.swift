@@ -17,7 +17,10 @@ actor JobBoard {
     /// Publishes a job's state; a new phase and the end are also stored.
     func publish(_ status: JobStatus) async {
         let before = live[status.id]
-        live[status.id] = status.phase.isFinal ? nil : status
+        // A sample that was taken before the end and came after it.
+        if let before, before.phase.isFinal { return }
+        if before == nil, !status.phase.isFinal, (try? await store.job(status.id))?.phase.isFinal == true { return }
+        live[status.id] = status
         for listener in (listeners[status.id] ?? [:]).values { listener.yield(status) }
         if before?.phase != status.phase {
             logger.info(
@@ -26,6 +29,8 @@ actor JobBoard {
             do { try await store.save(status) } catch { logger.error("job not stored: \(error)") }
         }
         if status.phase.isFinal {
+            // Only now: until it was stored, nobody else knew its end.
+            live[status.id] = nil
             for listener in (listeners.removeValue(forKey: status.id) ?? [:]).values { listener.finish() }
         }
     }

@@ -7,6 +7,8 @@ import ApusWire
 enum SessionInput<Event: Sendable>: Sendable {
     case event(Event)
     case linked(ControlLink)
+    /// What was dialled does not answer.
+    case unreachable(FabricError)
     case unlinked(ControlLink, FabricError?)
     case message(ControlLink, SessionMessage)
 }
@@ -53,8 +55,8 @@ final class LinkRouter<Event: Sendable>: Sendable {
 
     func closed(_ link: ControlLink, _ error: FabricError?) { inbox.yield(.unlinked(link, error)) }
 
-    /// Dials a peer on a thread; `linked` or `unlinked` follows.
-    func dial(_ endpoint: Endpoint, failed: @escaping @Sendable (FabricError) -> Void) {
+    /// Dials a peer on a thread; `linked` or `unreachable` follows.
+    func dial(_ endpoint: Endpoint) {
         let started = try? WorkerThread("apus-dial") { [self] in
             do throws(FabricError) {
                 let connection = try Connection.dial(
@@ -64,9 +66,9 @@ final class LinkRouter<Event: Sendable>: Sendable {
                     link = try ControlLink(
                         connection, received: { [self] in receive($0, $1) }, closed: { [self] in closed($0, $1) })
                 } catch { throw .system(error) }
-                inbox.yield(.linked(link))
-            } catch { failed(error) }
+                guard case .enqueued = inbox.yield(.linked(link)) else { return link.cut() }
+            } catch { inbox.yield(.unreachable(error)) }
         }
-        if started == nil { failed(.timedOut) }
+        if started == nil { inbox.yield(.unreachable(.timedOut)) }
     }
 }

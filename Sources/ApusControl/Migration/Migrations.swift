@@ -9,15 +9,15 @@ public import Logging
 
 /// Moves VMs away and receives them: keeps the sessions, and routes connections of other agents to them.
 public actor Migrations {
-    private let machines: Machines
-    private let store: Store
+    let machines: Machines
+    let store: Store
     private let config: AgentConfig
-    private let logger: Logger
-    private let board: JobBoard
+    let logger: Logger
+    let board: JobBoard
     private let lanes = LaneRegistry()
     private let rehearsal: Rehearsal?
-    private var outgoing: [String: OutgoingMigration] = [:]
-    private var incoming: [String: IncomingMigration] = [:]
+    var outgoing: [String: OutgoingMigration] = [:]
+    var incoming: [String: IncomingMigration] = [:]
     private var reception: Reception?
 
     public init(machines: Machines, store: Store, config: AgentConfig, logger: Logger) {
@@ -38,10 +38,14 @@ public actor Migrations {
     public func start(_ request: MigrateRequest) async throws -> JobStatus {
         let peer = try endpoint(of: request.host)
         guard request.maxDowntimeMs > 0, request.maxDowntimeMs <= 2_000_000 else {
-            throw Problem("downtime-invalid", "A downtime of \(request.maxDowntimeMs) ms is not possible.", advice: "Give 1 to 2000000 ms.")
+            throw Problem(
+                "downtime-invalid", "A downtime of \(request.maxDowntimeMs) ms is not possible.",
+                advice: "Give 1 to 2000000 ms.")
         }
         if let rate = request.bandwidthMBps, rate < 0.1 {
-            throw Problem("bandwidth-invalid", "A bandwidth of \(rate) MB/s is too little to migrate.", advice: "Give at least 0.1, or none.")
+            throw Problem(
+                "bandwidth-invalid", "A bandwidth of \(rate) MB/s is too little to migrate.",
+                advice: "Give at least 0.1, or none.")
         }
         let job = Self.newJobID()
         let machine = try await machines.checkOut(request.vm, job: job)
@@ -51,7 +55,8 @@ public actor Migrations {
             throw Problem("vm-unresponsive", "\(request.vm)'s QEMU does not answer.")
         }
         let offer: MigrationOffer
-        let migration = OutgoingMigration(services, job: job, machine: machine, peer: peer, request, guestRunning: state == .running)
+        let migration = OutgoingMigration(
+            services, job: job, machine: machine, peer: peer, request, guestRunning: state == .running)
         do {
             let definition = try SessionRow.encode(machine.definition)
             guard definition.utf8.count <= Self.definitionBytesMax else {
@@ -160,13 +165,13 @@ public actor Migrations {
     }
 
     private var linkPort: UInt16 = 0
-    private var services: SessionServices {
+    var services: SessionServices {
         SessionServices(
             machines: machines, store: store, config: config, board: board, logger: logger, linkPort: linkPort,
             lanes: lanes, rehearsal: rehearsal)
     }
 
-    private func ended(_ job: String) {
+    func ended(_ job: String) {
         outgoing[job] = nil
         incoming[job] = nil
     }
@@ -204,12 +209,20 @@ public actor Migrations {
     func route(_ link: ControlLink, _ envelope: SessionEnvelope) async -> (any LinkOwner)? {
         let job = envelope.job
         if let migration = outgoing[job] {
+            if case .open = envelope.message {
+                return refuse(
+                    link, job,
+                    SessionProblem(
+                        "destination-is-source",
+                        "This agent has \(migration.request.vm) already; it is the one that sends it.",
+                        advice: "Name another agent's address."))
+            }
             migration.adopt(link, first: envelope.message)
             return migration.router
         }
         if let migration = incoming[job] {
             // A second offer for the same job would be another source's.
-            if case .open = envelope.message { return refuse(link, job, "Job \(job) is under way already.") }
+            if case .open = envelope.message { return refuse(link, job, .jobExists(job)) }
             migration.adopt(link, first: envelope.message)
             return migration.router
         }
@@ -220,7 +233,7 @@ public actor Migrations {
 
     private func begin(_ link: ControlLink, _ job: String, _ offer: MigrationOffer) async -> (any LinkOwner)? {
         guard (try? await store.session(job)) == .some(.none) else {
-            return refuse(link, job, "Job \(job) has been here before.")
+            return refuse(link, job, .jobExists(job))
         }
         let port = offer.options["linkPort"].flatMap(UInt16.init) ?? UInt16(AgentConfig.linkPort)
         let peer = Endpoint.tcp(host: link.peerHost ?? "127.0.0.1", port: port)
@@ -233,8 +246,8 @@ public actor Migrations {
         return migration.router
     }
 
-    private func refuse(_ link: ControlLink, _ job: String, _ text: String) -> (any LinkOwner)? {
-        link.post(SessionEnvelope(job: job, message: .refused(SessionProblem("job-exists", text))).frame)
+    private func refuse(_ link: ControlLink, _ job: String, _ problem: SessionProblem) -> (any LinkOwner)? {
+        link.post(SessionEnvelope(job: job, message: .refused(problem)).frame)
         link.finish()
         return nil
     }
@@ -249,11 +262,15 @@ public actor Migrations {
                 case .source:
                     var session = SourceSession(restoring: try row.decode())
                     guard session.phase.isFinal else { break }
-                    for case .send(let message) in session.handle(.received(envelope.message)) { answers.append(message) }
+                    for case .send(let message) in session.handle(.received(envelope.message)) {
+                        answers.append(message)
+                    }
                 case .destination:
                     var session = DestinationSession(restoring: try row.decode())
                     guard session.phase.isFinal else { break }
-                    for case .send(let message) in session.handle(.received(envelope.message)) { answers.append(message) }
+                    for case .send(let message) in session.handle(.received(envelope.message)) {
+                        answers.append(message)
+                    }
                 }
             } else if envelope.message == .verdictQuery {
                 answers = [SourceSession.verdict(forUnknownJob: job)]
@@ -264,54 +281,11 @@ public actor Migrations {
         for answer in answers { link.post(SessionEnvelope(job: job, message: answer).frame) }
         link.finish()
     }
+}
 
-    // MARK: After a restart
-
-    private func restore() async throws {
-        for row in try await store.sessions() {
-            let endpoint = Endpoint(row.peer, defaultPort: UInt16(AgentConfig.linkPort))
-            let peer = endpoint ?? .tcp(host: "127.0.0.1", port: UInt16(AgentConfig.linkPort))
-            let machine = await machines.machine(row.vm)
-            switch row.role {
-            case .source: try await restoreOutgoing(row, peer, machine)
-            case .destination: try await restoreIncoming(row, peer, machine)
-            }
-        }
-    }
-
-    private func restoreOutgoing(_ row: SessionRow, _ peer: Endpoint, _ machine: Machine?) async throws {
-        let record: SourceRecord = try row.decode()
-        guard !SourceSession(restoring: record).phase.isFinal else { return }
-        guard let machine else {
-            logger.error("VM of an unfinished job is gone", metadata: ["job": "\(row.job)", "vm": "\(row.vm)"])
-            return
-        }
-        let status = await lastStatus(row, .outgoing)
-        let migration = OutgoingMigration(services, restoring: record, machine: machine, peer: peer, status: status)
-        outgoing[row.job] = migration
-        Task {
-            await migration.run(first: .restarted)
-            self.ended(row.job)
-        }
-    }
-
-    private func restoreIncoming(_ row: SessionRow, _ peer: Endpoint, _ machine: Machine?) async throws {
-        let record: DestinationRecord = try row.decode()
-        guard !DestinationSession(restoring: record).phase.isFinal else { return }
-        let status = await lastStatus(row, .incoming)
-        let migration = IncomingMigration(services, restoring: record, machine: machine, peer: peer, status: status)
-        incoming[row.job] = migration
-        Task {
-            await migration.run(first: .restarted)
-            self.ended(row.job)
-        }
-    }
-
-    private func lastStatus(_ row: SessionRow, _ direction: JobDirection) async -> JobStatus {
-        if let status = try? await store.job(row.job) { return status }
-        return JobStatus(
-            id: row.job, direction: direction, vm: row.vm, peer: row.peer, phase: .inDoubt, startedAt: Date(),
-            maxDowntimeMs: 300)
+extension SessionProblem {
+    static func jobExists(_ job: String) -> SessionProblem {
+        SessionProblem("job-exists", "Job \(job) has been here before.", advice: "Migrate again, as a new job.")
     }
 }
 
@@ -333,7 +307,7 @@ enum InboundLink {
 
     static func begin(_ connection: consuming Connection, _ migrations: Migrations) {
         let state = Monitor(State.unclaimed)
-        _ = try? ControlLink(
+        let link = try? ControlLink(
             connection,
             received: { link, frame in
                 switch state.read({ $0 }) {
@@ -345,6 +319,11 @@ enum InboundLink {
             closed: { link, error in
                 if case .claimed(let owner) = state.read({ $0 }) { owner.closed(link, error) }
             })
+        // Who has connected and does not say what for is not wanted.
+        Task { [weak link] in
+            try? await Task.sleep(for: SessionTimes.claim)
+            if case .unclaimed = state.read({ $0 }) { link?.cut() }
+        }
     }
 
     /// On the link's reader thread, which waits for the answer: no second frame may overtake the first.

@@ -18,7 +18,8 @@ import Logging
 actor OutgoingMigration {
     nonisolated let job: String
     let services: SessionServices
-    let machine: Machine
+    /// nil: its QEMU is gone, or a restarted agent has not reached its monitor yet.
+    private(set) var machine: Machine?
     let request: MigrateRequest
     let peer: Endpoint
     let token = Token.random()
@@ -29,6 +30,8 @@ actor OutgoingMigration {
     private var session: SourceSession
     private var link: ControlLink?
     private var everLinked = false
+    private var isDialling = false
+    private var machineWatch: Task<Void, Never>?
     private var isOver = false
     private var deadlineSaid = false
     private var switchLimitSaid = false
@@ -42,7 +45,10 @@ actor OutgoingMigration {
     let started = Instant.now()
 
     /// A new job.
-    init(_ services: SessionServices, job: String, machine: Machine, peer: Endpoint, _ request: MigrateRequest, guestRunning: Bool) {
+    init(
+        _ services: SessionServices, job: String, machine: Machine, peer: Endpoint, _ request: MigrateRequest,
+        guestRunning: Bool
+    ) {
         self.init(
             services, machine: machine, peer: peer, request,
             session: SourceSession(job: job, guestRunning: guestRunning),
@@ -52,7 +58,10 @@ actor OutgoingMigration {
     }
 
     /// A job taken up after a restart of the agent.
-    init(_ services: SessionServices, restoring record: SourceRecord, machine: Machine, peer: Endpoint, status: JobStatus) {
+    init(
+        _ services: SessionServices, restoring record: SourceRecord, machine: Machine?, peer: Endpoint,
+        status: JobStatus
+    ) {
         self.init(
             services, machine: machine, peer: peer,
             MigrateRequest(vm: status.vm, host: status.peer, maxDowntimeMs: status.maxDowntimeMs),
@@ -60,7 +69,7 @@ actor OutgoingMigration {
     }
 
     private init(
-        _ services: SessionServices, machine: Machine, peer: Endpoint, _ request: MigrateRequest,
+        _ services: SessionServices, machine: Machine?, peer: Endpoint, _ request: MigrateRequest,
         session: SourceSession, status: JobStatus
     ) {
         self.services = services
@@ -80,44 +89,55 @@ actor OutgoingMigration {
     nonisolated func post(_ event: SourceEvent) { inbox.yield(.event(event)) }
     /// A connection that the destination has dialled for this job, with the message it began with.
     nonisolated func adopt(_ link: ControlLink, first: SessionMessage) {
-        inbox.yield(.linked(link))
+        guard case .enqueued = inbox.yield(.linked(link)) else { return link.cut() }
         inbox.yield(.message(link, first))
     }
 
     /// Runs the session to its end.
     func run(first: SourceEvent) async {
         let watchers = Task { await self.watch() }
+        watchMachine()
         post(first)
         for await input in inputs {
-            if let event = event(for: input) { await handle(event) }
+            for event in events(for: input) where !isOver { await handle(event) }
             if isOver { break }
         }
         watchers.cancel()
+        machineWatch?.cancel()
         link?.finish()
+        inbox.finish()
+        // Whoever came too late is answered by the record when it comes again.
+        for await case .linked(let late) in inputs { late.cut() }
         // The flow reports to this actor, which holds it: let it go, with all its buffers.
         router.setFlow(nil)
         transfer = nil
     }
 
-    private func event(for input: SessionInput<SourceEvent>) -> SourceEvent? {
+    private func events(for input: SessionInput<SourceEvent>) -> [SourceEvent] {
         switch input {
         case .event(let event):
             if event == .qemuStopped { marks.stopped = marks.stopped ?? Instant.now() }
-            return event
+            return [event]
         case .linked(let link):
-            if link.isClosed { return .connectionLost }
+            isDialling = false
+            if link.isClosed { return self.link == nil ? [.connectionLost] : [] }
+            // The peer may know of the loss of the former one before we do.
+            let lost: [SourceEvent] = self.link == nil ? [] : [.connectionLost]
             self.link?.cut()
             self.link = link
             everLinked = true
-            return .connected
+            return lost + [.connected]
+        case .unreachable(let error):
+            isDialling = false
+            return [unreachable(error)]
         case .unlinked(let link, _):
-            guard link === self.link else { return nil }
+            guard link === self.link else { return [] }
             self.link = nil
-            return .connectionLost
+            return [.connectionLost]
         case .message(let link, let message):
-            guard link === self.link else { return nil }
+            guard link === self.link else { return [] }
             note(message)
-            return .received(message)
+            return [.received(message.told(by: request.host))]
         }
     }
 
@@ -169,34 +189,34 @@ actor OutgoingMigration {
         case .startTransfer: await startTransfer()
         case .raiseDowntimeLimit: await transfer?.raiseDowntimeLimit(ms: request.maxDowntimeMs)
         case .deliverShut: transfer?.deliverShut()
-        case .releaseQemu: await OutgoingTransfer.release(machine, transfer)
+        case .releaseQemu:
+            transfer?.stop()
+            if let machine { await OutgoingTransfer.release(machine) }
         case .observeQemu: await observeQemu()
-        case .resumeGuest: _ = try? await machine.qmp.execute(.cont)
-        case .endQemu: await services.machines.departed(machine, to: request.host)
+        case .resumeGuest: _ = try? await machine?.qmp.execute(.cont)
+        case .endQemu: await services.machines.departed(request.vm, job: job, to: request.host)
         case .note(let problem): status.notes.append(Problem(problem).description)
         case .finish: await finish()
         }
     }
 
     private func connect() {
+        if isDialling { return }
         if let link, !link.isClosed { return }
-        let (peer, everLinked) = (self.peer, self.everLinked)
-        router.dial(peer) { [self] error in
-            // A job that never reached its destination says why; later, the loss itself is what matters.
-            post(
-                everLinked
-                    ? .connectionLost
-                    : .localFailed(
-                        SessionProblem(
-                            "peer-unreachable", "The agent at \(peer) cannot be reached: \(error)",
-                            advice: "Check that `apus agent` runs there, listens on this address, and no firewall is between.")))
-        }
+        isDialling = true
+        router.dial(peer)
+    }
+
+    /// A job that never reached its destination says why; later, the loss itself is what matters.
+    private func unreachable(_ error: FabricError) -> SourceEvent {
+        everLinked ? .connectionLost : .localFailed(SessionProblem(error, dialling: peer, as: request.host))
     }
 
     private func startTransfer() async {
         guard let link else { return post(.connectionLost) }
+        guard let machine else { return post(.qemuDied(watched: false)) }
         do {
-            let transfer = try await OutgoingTransfer(self, link)
+            let transfer = try await OutgoingTransfer(self, machine, link)
             self.transfer = transfer
             router.setFlow { frame in
                 // Only the return path comes this way; a QEMU that no longer listens is noticed elsewhere.
@@ -207,15 +227,26 @@ actor OutgoingMigration {
         }
     }
 
-    private func observeQemu() async { if let seen = await QemuObservation.source(machine) { post(.qemuObserved(seen)) } }
+    private func observeQemu() async {
+        if machine == nil {
+            switch await services.machines.recover(request.vm, job: job) {
+            case .gone: return post(.qemuObserved(.dead))
+            case .unresponsive: return
+            case .found(let found):
+                machine = found
+                watchMachine()
+            }
+        }
+        if let machine, let seen = await QemuObservation.source(machine) { post(.qemuObserved(seen)) }
+    }
 
     private func finish() async {
         isOver = true
         transfer?.stop()
-        await OutgoingTransfer.restoreSettings(machine, transfer)
+        if let machine { await OutgoingTransfer.restoreSettings(machine) }
         switch session.state {
-        case .kept: try? await services.machines.giveBack(machine)
-        case .lost(_, wasCommitted: let wasCommitted): if !wasCommitted { try? await services.machines.giveBack(machine) }
+        // What is left of a lost VM is its operator's too.
+        case .kept, .lost: await services.machines.release(request.vm, job: job)
         case .completed: break
         case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding, .undecidable,
             .committed, .aborting, .recovering:
@@ -228,7 +259,7 @@ actor OutgoingMigration {
     func publish() async {
         status.phase = JobPhase(session.phase)
         switch session.state {
-        case .kept(let failure), .lost(let failure, _): status.error = Problem(failure.problem)
+        case .kept, .lost: status.error = session.state.problem.map { Problem($0) }
         case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding, .undecidable,
             .committed, .aborting, .recovering, .completed:
             break
@@ -245,23 +276,30 @@ actor OutgoingMigration {
     // MARK: Watching
 
     private func watch() async {
-        let machine = self.machine
         await withTaskGroup(of: Void.self) { group in
-            group.addTask { await self.watchQemu() }
             group.addTask { await self.beat() }
             group.addTask { await self.sample() }
-            group.addTask {
-                guard let exit = await machine.exited() else { return }
-                // QEMU's own last words come before its death: let them in first.
-                await machine.qmp.waitUntilClosed()
-                try? await Task.sleep(for: .milliseconds(50))
-                self.logger.warning("QEMU \(exit.told)", metadata: ["job": "\(self.job)", "vm": "\(machine.name)"])
-                self.post(.qemuDied(watched: true))
+        }
+    }
+
+    private func watchMachine() {
+        guard let machine, machineWatch == nil else { return }
+        machineWatch = Task {
+            await withTaskGroup(of: Void.self) { group in
+                group.addTask { await self.watchQemu(machine) }
+                group.addTask {
+                    guard let exit = await machine.exited() else { return }
+                    // QEMU's own last words come before its death: let them in first.
+                    await machine.qmp.waitUntilClosed()
+                    try? await Task.sleep(for: .milliseconds(50))
+                    self.logger.warning("QEMU \(exit.told)", metadata: ["job": "\(self.job)", "vm": "\(machine.name)"])
+                    self.post(.qemuDied(watched: true))
+                }
             }
         }
     }
 
-    private func watchQemu() async {
+    private func watchQemu(_ machine: Machine) async {
         for await event in machine.qmp.events() {
             switch event.kind {
             case .stop: if transfer != nil { post(.qemuStopped) }
@@ -307,7 +345,9 @@ actor OutgoingMigration {
             try? await Task.sleep(for: SessionTimes.sample)
             guard let transfer, !status.phase.isFinal else { continue }
             // While the guest is stopped QEMU does not answer, and there is nothing left to decide.
-            let info = session.state == .transferring ? try? await machine.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
+            let info =
+                session.state == .transferring
+                ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
             let gateOpens = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
             if gateOpens && session.state == .transferring {
                 // A guest that was paused before shows no STOP.

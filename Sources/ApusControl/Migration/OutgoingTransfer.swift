@@ -10,32 +10,46 @@ import Foundation
 final class OutgoingTransfer: Sendable {
     let flow: SourceFlow
     private let machine: Machine
-    private let saved: SavedSettings
 
     /// QEMU stops by itself only when this little is left: the gate decides, not QEMU.
     private static let closedDowntimeMs: UInt64 = 1
     private static let acceptMs = 5_000
 
-    /// What the operator had set, to be put back when the VM stays here.
-    private struct SavedSettings: Sendable {
+    /// What the operator had set, to be put back when the VM stays here. Kept in the VM's run directory, so that the
+    /// successor of an agent that died can do it.
+    private struct SavedSettings: Sendable, Codable {
         var capabilities: [String: Bool] = [:]
-        var parameters = MigrateParameters()
+        var downtimeLimitMs: UInt64?
+        var maxBandwidth: UInt64?
+
+        static func path(_ machine: Machine) -> String { machine.runDirectory + "/migrate-settings.json" }
+
+        static func read(_ machine: Machine) -> SavedSettings? {
+            FileManager.default.contents(atPath: path(machine)).flatMap {
+                try? JSONDecoder().decode(SavedSettings.self, from: $0)
+            }
+        }
+
+        func write(_ machine: Machine) throws {
+            try JSONEncoder().encode(self).write(to: URL(fileURLWithPath: Self.path(machine)), options: .atomic)
+        }
     }
 
     /// - Throws: `Problem`; QEMU's settings are then as they were.
-    init(_ migration: isolated OutgoingMigration, _ link: ControlLink) async throws {
-        machine = migration.machine
-        saved = try await Self.prepare(machine, bandwidth: nil)
+    init(_ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink) async throws {
+        self.machine = machine
         do {
-            flow = try await Self.start(migration, link)
+            try await Self.prepare(machine)
+            flow = try await Self.start(migration, machine, link)
         } catch {
-            await Self.restore(machine, saved)
+            await Self.restoreSettings(machine)
             throw error
         }
     }
 
-    private static func start(_ migration: isolated OutgoingMigration, _ link: ControlLink) async throws -> SourceFlow {
-        let machine = migration.machine
+    private static func start(
+        _ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink
+    ) async throws -> SourceFlow {
         let path = machine.runDirectory + "/migrate.sock"
         let listener = try Listener(.unix(path: path))
         defer { listener.shutDown() }
@@ -66,7 +80,9 @@ final class OutgoingTransfer: Sendable {
             do throws(FabricError) {
                 lanes = lanes.adding(try Connection.dial(peer, hello, timeoutMs: SessionTimes.dialMs))
             } catch {
-                throw Problem("lane-failed", "Lane \(lane) to \(peer) could not be opened: \(error)")
+                throw Problem(
+                    "lane-failed", "Lane \(lane) to \(peer) could not be opened: \(error)",
+                    advice: "Check the network, and the destination agent's log.")
             }
         }
         return lanes
@@ -75,48 +91,50 @@ final class OutgoingTransfer: Sendable {
     // MARK: QEMU's settings
 
     /// Everything that would change the stream under us is switched off; what was there is remembered.
-    private static func prepare(_ machine: Machine, bandwidth: UInt64?) async throws -> SavedSettings {
+    private static func prepare(_ machine: Machine) async throws {
         let wanted = [
             "return-path": true, "events": true, "xbzrle": false, "multifd": false, "postcopy-ram": false,
             "compress": false, "auto-converge": false, "pause-before-switchover": false, "x-ignore-shared": false,
             "mapped-ram": false, "release-ram": false, "x-colo": false, "background-snapshot": false,
         ]
         let qmp = machine.qmp
-        var saved = SavedSettings()
         do {
             let known = try await qmp.execute(.queryMigrateCapabilities)
             let parameters = try await qmp.execute(.any("query-migrate-parameters"))
             if let tls = parameters["tls-creds"]?.string, !tls.isEmpty {
                 throw Problem(
                     "qemu-tls", "\(machine.name)'s QEMU encrypts its migration stream itself (tls-creds \(tls)).",
-                    advice: "Clear it: migrate-set-parameters with tls-creds \"\". The agents' link has its own protection.")
+                    advice:
+                        "Clear it: migrate-set-parameters with tls-creds \"\". The agents' link has its own protection."
+                )
             }
             let changes = wanted.filter { name, on in known.states[name].map { $0 != on } ?? false }
-            saved.capabilities = known.states.filter { changes[$0.key] != nil }
-            saved.parameters = MigrateParameters(
+            let saved = SavedSettings(
+                capabilities: known.states.filter { changes[$0.key] != nil },
                 downtimeLimitMs: parameters["downtime-limit"]?.unsigned,
                 maxBandwidth: parameters["max-bandwidth"]?.unsigned)
+            // What an earlier attempt could not put back is still what the operator had set.
+            if SavedSettings.read(machine) == nil { try saved.write(machine) }
             if !changes.isEmpty { try await qmp.execute(.migrateSetCapabilities(changes)) }
             try await qmp.execute(
                 .migrateSetParameters(MigrateParameters(downtimeLimitMs: closedDowntimeMs, maxBandwidth: 0)))
         } catch let error as QMPError {
-            await restore(machine, saved)
-            throw Problem("qemu-refused", "The source QEMU refuses the settings for a migration: \(error).")
+            throw Problem(
+                "qemu-refused", "The source QEMU refuses the settings for a migration: \(error).",
+                advice: "Look at its version and its log; another program may be migrating it.")
         }
-        return saved
     }
 
-    private static func restore(_ machine: Machine, _ saved: SavedSettings) async {
+    /// Puts back what the operator had set; nothing where nothing was changed.
+    static func restoreSettings(_ machine: Machine) async {
         // A QEMU that has gone needs no settings.
+        guard machine.exit == nil, let saved = SavedSettings.read(machine) else { return }
         if !saved.capabilities.isEmpty {
             _ = try? await machine.qmp.execute(.migrateSetCapabilities(saved.capabilities))
         }
-        _ = try? await machine.qmp.execute(.migrateSetParameters(saved.parameters))
-    }
-
-    static func restoreSettings(_ machine: Machine, _ transfer: OutgoingTransfer?) async {
-        guard let transfer, machine.exit == nil else { return }
-        await restore(machine, transfer.saved)
+        let parameters = MigrateParameters(downtimeLimitMs: saved.downtimeLimitMs, maxBandwidth: saved.maxBandwidth)
+        guard (try? await machine.qmp.execute(.migrateSetParameters(parameters))) != nil else { return }
+        try? FileManager.default.removeItem(atPath: SavedSettings.path(machine))
     }
 
     // MARK: The switch-over
@@ -133,8 +151,7 @@ final class OutgoingTransfer: Sendable {
     func stop() { flow.stop() }
 
     /// Makes QEMU give the migration up, whatever stage it is in.
-    static func release(_ machine: Machine, _ transfer: OutgoingTransfer?) async {
-        transfer?.stop()
+    static func release(_ machine: Machine) async {
         guard machine.exit == nil else { return }
         _ = try? await machine.qmp.execute(.migrateCancel)
     }
@@ -172,7 +189,7 @@ extension OutgoingMigration {
         switch event {
         case .layoutKnown, .lastRoundBegan, .streamEnded: break
         case .failed(let failure):
-            let problem = SessionProblem(failure.code, failure.description)
+            let problem = SessionProblem(failure)
             guard failure.code == "link" else { return post(.localFailed(problem)) }
             // When the destination has given up, its own words say why; they are on their way on the control link.
             Task {

@@ -222,6 +222,25 @@ public struct SessionProblem: Error, Codable, Sendable, Equatable {
     }
 }
 
+extension SessionProblem {
+    /// As people on this host must read it: "this host" of the message is another one.
+    func told(by peer: String) -> SessionProblem {
+        SessionProblem(code, "\(peer) says: \(message)", advice: advice.map { "On \(peer): \($0)" })
+    }
+}
+
+extension SessionMessage {
+    /// With the texts of its problem as people on this host must read them.
+    func told(by peer: String) -> SessionMessage {
+        switch self {
+        case .refused(let problem): .refused(problem.told(by: peer))
+        case .abort(let problem): .abort(problem.told(by: peer))
+        case .failed(let failure): .failed(.init(problem: failure.problem.told(by: peer), copy: failure.copy))
+        case .open, .ready, .prepared, .commit, .running, .verdictQuery, .heartbeat, .aborted: self
+        }
+    }
+}
+
 /// The phases a person sees. A job never returns to an earlier one, but `committing` and `inDoubt` alternate with the
 /// connection.
 public enum SessionPhase: String, Codable, Sendable, CaseIterable {
@@ -263,25 +282,44 @@ public enum SessionFailure: Error, Codable, Sendable, Equatable {
 
     public var problem: SessionProblem {
         switch self {
-        case .userAborted: .init("aborted", "Aborted by the user.")
-        case .operatorDiscarded: .init("operator-discarded", "The destination's operator discarded its copy.")
+        case .userAborted: .init("aborted", "Aborted by the user.", advice: "The VM runs on where it was.")
+        case .operatorDiscarded:
+            .init(
+                "operator-discarded", "The destination's operator discarded its copy.",
+                advice: "Migrate again when the destination is ready.")
         case .deadlinePassed:
             .init("deadline-passed", "Not committed within the job's time limit.", advice: "Raise --timeout.")
         case .connectionLost:
-            .init("connection-lost", "The connection to the other agent was lost.", advice: "Check the network.")
-        case .peerSilent: .init("peer-silent", "The other agent stopped answering.", advice: "Look at its log.")
+            .init(
+                "connection-lost", "The connection to the other agent was lost.",
+                advice: "Check the network and that the other agent runs, then migrate again.")
+        case .peerSilent:
+            .init(
+                "peer-silent", "The other agent stopped answering.",
+                advice: "Check the network and the other agent's log, then migrate again.")
         case .switchOverTimedOut:
             .init(
                 "switch-over-timed-out", "The destination did not hold the stopped VM in time.",
                 advice: "Lower --max-downtime, or look at the destination's log.")
         case .refused(let problem), .peerFailed(let problem), .local(let problem): problem
         case .peerBrokeProtocol(let message, let state):
-            .init("peer-broke-protocol", "The other agent sent \(message.rawValue) in state \(state).")
-        case .qemuFailed(let text): .init("qemu-failed", "QEMU failed the migration: \(text)")
-        case .qemuDied: .init("qemu-died", "The VM's QEMU process ended during the migration.")
+            .init(
+                "peer-broke-protocol", "The other agent sent \(message.rawValue) in state \(state).",
+                advice: "Install the same release of Apus on both hosts.")
+        case .qemuFailed(let text):
+            .init(
+                "qemu-failed", "QEMU failed the migration: \(text)",
+                advice: "Look at QEMU's log on both hosts, then migrate again.")
+        case .qemuDied:
+            .init(
+                "qemu-died", "The VM's QEMU process ended during the migration.",
+                advice: "This host's VM has ended with it; its log says more. Start it anew.")
         case .qemuCompletedEarly:
-            .init("qemu-completed-early", "QEMU completed the migration before the destination confirmed it.")
-        case .agentRestarted: .init("agent-restarted", "The agent was restarted during the migration.")
+            .init(
+                "qemu-completed-early", "QEMU completed the migration before the destination confirmed it.",
+                advice: "Nothing else may migrate this VM at the same time; look at who uses its monitor.")
+        case .agentRestarted:
+            .init("agent-restarted", "The agent was restarted during the migration.", advice: "Migrate again.")
         case .recordFailed(let text):
             .init("record-failed", "The agent's database cannot be written: \(text)", advice: "Free disk space.")
         }

@@ -1,5 +1,6 @@
 import ApusAPI
 import ApusFabric
+import ApusFlow
 import ApusSystem
 import ApusWire
 import Foundation
@@ -29,6 +30,8 @@ enum SessionTimes {
     static let stallMs = 10_000.0
     /// A stopped guest that the destination does not hold after so long runs on at the source.
     static func switchOverMs(maxDowntimeMs: Int) -> Double { max(5_000, 10 * Double(maxDowntimeMs)) }
+    /// A connection that has not said by then whose it is is cut.
+    static let claim: Duration = .seconds(5)
     /// Time to reach a peer.
     static let dialMs = 3_000.0
 }
@@ -113,9 +116,58 @@ extension Problem {
 extension SessionProblem {
     init(_ problem: Problem) { self.init(problem.code, problem.message, advice: problem.advice) }
 
+    /// Why an agent cannot be reached.
+    ///
+    /// - Parameter name: what the operator called it.
+    init(_ error: FabricError, dialling peer: Endpoint, as name: String) {
+        let there = name == peer.description ? name : "\(name) (\(peer))"
+        switch error {
+        case .system(let error) where error.call == "getaddrinfo":
+            self.init(
+                "host-unknown",
+                "\(name) is no known host: it is neither in the agent's configuration nor a name that resolves.",
+                advice: "Give ADDRESS[:PORT], or name it under hosts in the configuration file of this agent.")
+        case .refused(let refusal) where refusal.code == .version:
+            self.init(
+                "peer-version", "The agent at \(there) refuses this agent's version: \(refusal.text)",
+                advice: "Install the same release of Apus on both hosts.")
+        case .frame(.version):
+            self.init(
+                "peer-version", "The agent at \(there) has another version. \(error)",
+                advice: "Install the same release of Apus on both hosts.")
+        case .frame:
+            self.init(
+                "peer-strange", "What listens at \(there) is not an Apus agent. \(error)",
+                advice: "Give the address of the agent's migration link (link.listen in its configuration).")
+        case .system, .refused, .closed, .timedOut:
+            self.init(
+                "peer-unreachable", "The agent at \(there) cannot be reached: \(error)",
+                advice: "Check that `apus agent` runs there, listens on this address, and no firewall is between.")
+        }
+    }
+
+    /// A flow's end, with what to do about it.
+    ///
+    /// - Parameter words: what QEMU said to it.
+    init(_ failure: FlowFailure, words: String = "") {
+        let advice =
+            switch failure.code {
+            case "link": "Check the network and that the other agent runs, then migrate again."
+            case "qemu-load": "Both hosts need a QEMU that can be this machine, with the same devices and files."
+            case "install": "Look at the destination's memory and its agent's log, then migrate again."
+            case "peer": "Install the same release of Apus on both hosts."
+            default: "Look at QEMU's log and the agent's."
+            }
+        self.init(
+            failure.code, words.isEmpty ? failure.description : "\(failure.description) QEMU said: \(words)",
+            advice: advice)
+    }
+
     /// Any error, for people.
     init(_ code: String, _ error: any Error, advice: String? = nil) {
-        if let problem = error as? Problem { self.init(problem) } else {
+        if let problem = error as? Problem {
+            self.init(problem)
+        } else {
             self.init(code, "\(error)", advice: advice)
         }
     }

@@ -98,6 +98,18 @@ public enum SourceStage: Codable, Sendable, Equatable {
     case lost(SessionFailure, wasCommitted: Bool)
 }
 
+extension SourceSession.State {
+    /// Why it ended without moving the VM; nil: it did, or has not ended.
+    var problem: SessionProblem? {
+        switch self {
+        case .kept(let failure), .lost(let failure, _): failure.problem
+        case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding, .undecidable,
+            .committed, .aborting, .recovering, .completed:
+            nil
+        }
+    }
+}
+
 extension SessionProblem {
     static let tooLate = SessionProblem(
         "too-late", "The switch-over is past the point where this side may change it.")

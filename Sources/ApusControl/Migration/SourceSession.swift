@@ -418,7 +418,9 @@ extension SourceSession {
             if guestRunning { return [.resumeGuest, .observeQemu] }
             return end(.kept(failure), .kept(failure))
         case .qemuObserved(.dead), .qemuDied:
-            return end(.lost(failure, wasCommitted: false), .lost(failure, wasCommitted: false))
+            // Whatever began it, this is what its operator must know now.
+            let cause: [SourceAction] = failure == .qemuDied ? [] : [.note(failure.problem)]
+            return cause + end(.lost(.qemuDied, wasCommitted: false), .lost(.qemuDied, wasCommitted: false))
         case .qemuObserved(.migrating): return []
         case .qemuFailed, .qemuCompleted, .retryDue, .resolve: return [.observeQemu]
         case .recordFailed(.aborted, let text):

@@ -1,0 +1,227 @@
+import ApusAPI
+import ApusLab
+import Foundation
+import Testing
+
+/// When in a migration something breaks.
+enum FaultMoment: String, CaseIterable, CustomStringConvertible {
+    case setup, firstRound, laterRound, stopped, prepared, committed, starting
+
+    /// The guest may only run at the destination.
+    var isPastCommit: Bool { self == .committed || self == .starting }
+
+    var description: String {
+        switch self {
+        case .setup: "in setup"
+        case .firstRound: "in round 1"
+        case .laterRound: "in a later round"
+        case .stopped: "in the switch-over, the guest stopped"
+        case .prepared: "in the switch-over, the destination prepared"
+        case .committed: "right after commit"
+        case .starting: "as the destination starts the guest"
+        }
+    }
+}
+
+/// Two agents and one proving guest that goes through one fault after another, used only through the `apus` command.
+///
+/// `here` is the agent that has the guest; a fault after the commit point changes it.
+final class FaultStage {
+    static let vm = "g"
+    /// Makes a round last long enough to be hit.
+    static let rate: UInt64 = 200_000_000
+    /// Never reached, so that rounds go on and on.
+    static let endless = 1
+    static let converging = 1500
+
+    let lab: Lab
+    let pair: HostPair
+    let peer: ApusPeer
+    private(set) var agents: [Agent] = []
+    private(set) var console: Console!
+    private(set) var here = 0
+    private var environments: [[String: String]] = [[:], [:]]
+
+    var source: Agent { agents[here] }
+    var destination: Agent { agents[1 - here] }
+
+    private init(_ lab: Lab, _ pair: HostPair) {
+        self.lab = lab
+        self.pair = pair
+        peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
+    }
+
+    /// Runs `body` with two agents and, unless told otherwise, a guest on the first.
+    static func with(guest: Bool = true, rate: UInt64? = FaultStage.rate, _ body: (FaultStage) async throws -> Void)
+        async throws
+    {
+        try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
+            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate))
+            for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
+            if guest { try await stage.boot() }
+            try await body(stage)
+            await stage.console?.close()
+        }
+    }
+
+    private func startAgent(_ index: Int) async throws -> Agent {
+        try await Agent.start(
+            ["a", "b"][index], peer, index == 0 ? pair.source : pair.destination, lab, port: 4600 + index,
+            environment: environments[index])
+    }
+
+    static var workload: Workload {
+        var workload = Workload(name: "fault", pattern: .incompressible)
+        workload.memoryKiB = 160 * 1024 + 8
+        workload.regionMiB = 24
+        workload.hotMiB = 12
+        workload.pagesPerS = 3000
+        return workload
+    }
+
+    /// A new guest on agent `here`.
+    func boot() async throws {
+        let image = try GuestImage.find()
+        let accelerator = await Accelerator.probe(qemu: peer.qemu, image: image)
+        await console?.close()
+        console = try await source.run(
+            Self.workload, as: Self.vm, qemu: peer.qemu, image: image, accelerator: accelerator)
+    }
+
+    // MARK: Agents
+
+    /// Starts an agent again after its end.
+    func restart(_ agent: Agent) async throws {
+        let index = try #require(agents.firstIndex { $0.name == agent.name })
+        environments[index] = [:]
+        agents[index] = try await startAgent(index)
+    }
+
+    /// Sees to it that each agent runs, and holds its sessions before the given action (`startTransfer=2000`). An agent
+    /// that must change for it is stopped in good order and started again.
+    func rehearse(source sourcePoint: String? = nil, destination destinationPoint: String? = nil) async throws {
+        for (index, role, point) in [(here, "source", sourcePoint), (1 - here, "destination", destinationPoint)] {
+            let environment = point.map { ["APUS_REHEARSE": "\(role):\($0)"] } ?? [:]
+            if let point { agents[index].forgetHold(at: "\(role):\(point.prefix { $0 != "=" })") }
+            guard environment != environments[index] || agents[index].process.status != nil else { continue }
+            environments[index] = environment
+            await agents[index].process.stop(graceSeconds: 10)
+            agents[index] = try await startAgent(index)
+        }
+    }
+
+    // MARK: A migration, up to the moment
+
+    /// Begins to move the guest and returns at that moment; what happens next is the test's.
+    ///
+    /// - Parameter holdMs: how long the agents wait there.
+    func begin(_ moment: FaultMoment, holdMs: Int = 1500) async throws -> JobStatus {
+        switch moment {
+        case .setup: try await begin(heldAt: "source:startTransfer", holdMs: holdMs)
+        case .firstRound: try await begin(inRound: 1...1)
+        case .laterRound: try await begin(inRound: 2...Int.max)
+        case .stopped: try await begin(heldAt: "destination:record-prepared", holdMs: holdMs)
+        case .prepared: try await begin(heldAt: "source:deliverShut", holdMs: holdMs)
+        case .committed: try await begin(heldAt: "source:send-commit", holdMs: holdMs)
+        case .starting: try await begin(heldAt: "destination:startGuest", holdMs: holdMs)
+        }
+    }
+
+    func begin(inRound rounds: ClosedRange<Int>) async throws -> JobStatus {
+        try await rehearse()
+        let job = try await migrate(maxDowntimeMs: Self.endless)
+        return try await source.job(of: Self.vm, seconds: 30) { now in
+            if now.phase.isFinal { return true }
+            return now.id == job.id && rounds.contains(now.progress.round) && now.progress.wireBytes > 1 << 20
+        }
+    }
+
+    func begin(heldAt point: String, holdMs: Int) async throws -> JobStatus {
+        let words = point.split(separator: ":")
+        let action = "\(words[1])=\(holdMs)"
+        let isSource = words[0] == "source"
+        try await rehearse(source: isSource ? action : nil, destination: isSource ? nil : action)
+        let job = try await migrate(maxDowntimeMs: Self.converging)
+        let agent = isSource ? source : destination
+        try await wait(for: "the session to be held at \(point)", seconds: 30) { agent.isHeld(at: point) ? true : nil }
+        return job
+    }
+
+    func migrate(maxDowntimeMs: Int, to host: String? = nil) async throws -> JobStatus {
+        let text = try await source.apus([
+            "migrate", Self.vm, host ?? destination.endpoint, "--detach", "--json", "--max-downtime",
+            "\(maxDowntimeMs)",
+        ])
+        return try Agent.decode(JobStatus.self, text)
+    }
+
+    // MARK: What must be true afterwards
+
+    /// Waits for the end of the job as the source tells it, and for the guest where it must be; then holds both hosts to
+    /// "exactly one, every page right, nothing left over".
+    ///
+    /// - Parameter moved: the guest belongs to the destination now, which becomes `here`.
+    @discardableResult
+    func settle(_ job: JobStatus, _ phase: JobPhase, moved: Bool = false, seconds: Double = 40) async throws
+        -> JobStatus
+    {
+        let ended = try await source.end(of: job.id, seconds: seconds)
+        #expect(ended.phase == phase, "\(Self.told(ended))")
+        if phase == .failed { Self.expectsWords(ended.error) }
+        try await expectOneGuest(moved: moved)
+        return ended
+    }
+
+    /// The guest runs on the one host, the other has nothing of it, and a full check that began now finds every page right.
+    func expectOneGuest(moved: Bool = false) async throws {
+        if moved {
+            let path = destination.consolePath(of: Self.vm)
+            await console.close()
+            here = 1 - here
+            console = try await Console.connect(path: path)
+        }
+        let (owner, other) = (source, destination)
+        let machine = try await wait(for: "the guest to run on \(owner.name)", seconds: 15, every: .milliseconds(50)) {
+            try await owner.machines().first { $0.name == Self.vm && $0.state == .running && $0.job == nil }
+        }
+        try await wait(for: "agent \(other.name) to have nothing", seconds: 15, every: .milliseconds(50)) {
+            try await other.machines().isEmpty && other.machineFiles().isEmpty ? true : nil
+        }
+        #expect(lab.strangers == [machine.pid].compactMap(\.self), "one QEMU")
+        #expect(
+            owner.machineFiles().filter { !["console.sock", "qmp.sock", "qemu.log"].contains($0.dropFirst(2)) } == [
+                Self.vm
+            ])
+        try await console.verdicts(console.trace.verdicts.count + 2, seconds: 60)
+    }
+
+    static func expectsWords(_ problem: Problem?, code: String? = nil) {
+        guard let problem else {
+            Issue.record("a failed job says nothing")
+            return
+        }
+        #expect(!problem.code.isEmpty && problem.message.count > 20, "\(problem)")
+        #expect(problem.advice?.isEmpty == false, "no advice: \(problem.code): \(problem.message)")
+        if let code { #expect(problem.code == code, "\(problem)") }
+    }
+
+    static func told(_ job: JobStatus) -> String {
+        "\(job.phase.rawValue) \(job.error.map { "\($0.code): \($0)" } ?? "") \(job.notes)"
+    }
+}
+
+/// One fault at one moment, timed, and named when it fails.
+func fault(_ what: String, _ moment: (some CustomStringConvertible)?, _ body: () async throws -> JobStatus?)
+    async throws
+{
+    let name = [what, moment?.description ?? ""].filter { !$0.isEmpty }.joined(separator: " ")
+    let started = ContinuousClock.now
+    do {
+        let job = try await body()
+        let seconds = String(format: "%.1f", (ContinuousClock.now - started) / .seconds(1))
+        print("fault | \(name) | \(job.map(FaultStage.told) ?? "") | \(seconds) s")
+    } catch {
+        Issue.record("\(name): \(error)")
+        throw error
+    }
+}
