@@ -12,7 +12,8 @@ import Testing
             Text.summary(of: job) == """
                 web moved to b in 3.42 s; it paused for 41.2 ms.
                   total time  3.42 s
-                  downtime    41.2 ms measured (stop 3.1, last pages 20.0, device state 12.0, start 6.1); QEMU says 38.0 ms; predicted 45.4 ms
+                  downtime    41.2 ms measured (stop 3.1, last pages 20.0, device state 12.0, start 6.1); \
+                QEMU says 38.0 ms; predicted 45.4 ms
                   wire        211 MB in 4 rounds, 61.8 MB/s over the whole
                   pages       zero  203 112 pages, 1.20 MB
                               raw   31 001 pages, 127 MB

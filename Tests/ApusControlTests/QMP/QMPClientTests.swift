@@ -140,7 +140,8 @@ import Testing
             #"{"timestamp": {"seconds": 1795246200, "microseconds": 23}, "event": "MIGRATION", "data": {"status": "setup"}}"#,
             #"{"timestamp": {"seconds": 1795246200, "microseconds": 24}, "event": "MIGRATION_PASS", "data": {"pass": 1}}"#,
             #"{"timestamp": {"seconds": 1795246201, "microseconds": 25}, "event": "STOP"}"#,
-            #"{"timestamp": {"seconds": 1795246201, "microseconds": 26}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
+            #"{"timestamp": {"seconds": 1795246201, "microseconds": 26}, "event": "SHUTDOWN", "#
+                + #""data": {"guest": true, "reason": "guest-shutdown"}}"#,
             #"{"timestamp": {"seconds": 1795246201, "microseconds": 27}, "event": "NIC_RX_FILTER_CHANGED", "data": {"path": "/x"}}"#,
         ]
         let fake = try await FakeMonitor([
