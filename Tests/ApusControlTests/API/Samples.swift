@@ -49,7 +49,7 @@ enum Samples {
             .init(form: "raw", pages: 31_001, wireBytes: 127_100_000),
             .init(form: "zstd", pages: 28_031, wireBytes: 83_000_000),
         ]
-        summary.installed = ["pc.ram": "mapped", "pc.bios": "stream"]
+        summary.installed = ["pc.ram": "mapped", "pc.bios": "stream", "pc.rom": "stream", "vga.vram": "stream"]
         summary.sourceCPUS = 0.42
         summary.destinationCPUS = 0.513
         return summary

@@ -18,7 +18,7 @@ import Testing
                   pages       zero  203 112 pages, 1.20 MB
                               raw   31 001 pages, 127 MB
                               zstd  28 031 pages, 83.0 MB
-                  RAM         pc.bios stream, pc.ram mapped
+                  RAM         pc.ram mapped, 3 blocks stream
                   agent CPU   source 0.42 s, destination 0.51 s
                 """)
     }
@@ -27,6 +27,9 @@ import Testing
         #expect(
             Text.summary(of: Samples.job(.failed))
                 == "web was not moved. b said nothing for 5 s. web runs on here.\nLook whether its agent runs.")
+        var refused = Samples.job(.failed, full: false)
+        refused.error = Problem("peer-unreachable", "b: Connection refused")
+        #expect(Text.outcome(of: refused) == "web was not moved. b: Connection refused. web runs on here.")
         #expect(Text.outcome(of: Samples.job(.aborted, full: false)) == "Aborted. web runs on here.")
         #expect(
             Text.outcome(of: Samples.job(.failed, direction: .incoming, full: false))
