@@ -90,7 +90,8 @@ public struct CodecChooser: Sendable {
         }
         consider(.lz4, lz4, below: 0.85)
         consider(.zstd(level: 1), zstd1, below: 0.93)
-        consider(.zstd(level: 3), zstd3, below: 0.93)
+        // What the strong level makes of data is only a guess until it runs: the light one must have gained already.
+        if zstd1.ratio < 0.93 { consider(.zstd(level: 3), zstd3, below: 0.93) }
         if best != choice && bestCost < currentCost * 0.9 { choice = best }
         return choice
     }

@@ -110,7 +110,7 @@ extension Machines {
             // A launcher may have forked: the VM is the process behind the monitor.
             let qemu = qmp.peerPID == process.pid ? process : try ProcessHandle.open(pid: qmp.peerPID)
             return Machine(
-                definition: try await Self.resolved(draft, qmp), qmp: qmp, runDirectory: run, logPath: log,
+                definition: try await definition(of: draft, qmp), qmp: qmp, runDirectory: run, logPath: log,
                 launchNotes: notes, process: qemu)
         } catch {
             let said = QemuStart.lastWords(log)
@@ -124,6 +124,15 @@ extension Machines {
                 "\(draft.name) could not be started on this host: \(how)\(said.isEmpty ? "." : ": \(said)")",
                 advice: notes.isEmpty ? nil : notes.joined(separator: " "))
         }
+    }
+
+    /// What arrives was resolved at its source, and is the same here or QEMU would not have started: every question would
+    /// only make the migration longer.
+    private func definition(of draft: MachineDefinition, _ qmp: QMPClient) async throws -> MachineDefinition {
+        guard draft.origin == .migrated else { return try await Self.resolved(draft, qmp) }
+        var definition = draft
+        definition.qemuVersion = qmp.version.description
+        return definition
     }
 
     /// The definition with what only the running QEMU knows.
