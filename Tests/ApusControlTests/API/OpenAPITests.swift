@@ -17,13 +17,14 @@ import Yams
         ((document["components"] as? [String: Any])?["schemas"] as? [String: [String: Any]]) ?? [:]
     }
 
-    @Test("every operation, both ways") func operations() throws {
+    @Test("every operation, both ways") func operations() async throws {
         let bench = try Bench()
         let paths = try #require(Self.document["paths"] as? [String: [String: Any]])
         let written = paths.flatMap { path, item in
             item.keys.filter { $0 != "parameters" }.map { "\($0.uppercased()) \(path)" }
         }
         #expect(written.sorted() == bench.server().operations.sorted())
+        await bench.end()
     }
 
     private static let samples: [(String, any Encodable & Sendable)] = [
