@@ -170,7 +170,7 @@ actor OutgoingMigration {
                     try await services.store.save(
                         SessionRow(
                             job: job, role: .source, vm: request.vm, peer: peer.description,
-                            record: try SessionRow.encode(record)))
+                            record: try SessionRow.encode(record)), durable: record.stage == .committed)
                     if record.stage == .committed { marks.committed = Instant.now() }
                 } catch {
                     next = .recordFailed(record.stage, "\(error)")
