@@ -23,7 +23,7 @@ enum SessionTimes {
     /// Heartbeats go out, watchdogs look, retries fall due.
     static let beat: Duration = .milliseconds(500)
     /// QEMU is asked for its counters, the gate looks, progress is published.
-    static let sample: Duration = .milliseconds(50)
+    static let sample: Duration = .milliseconds(25)
     /// A peer not heard of for so long is silent.
     static let silenceMs = 5_000.0
     /// A lane whose bytes nobody confirms for so long is stalled.
