@@ -20,6 +20,8 @@ public struct LinkMeter: Sendable {
     private var waitedNs: UInt64 = 0
     private var knownFromWait = false
     private var sinceKnown = 0
+    /// The estimate was raised on a guess that nothing has confirmed or refuted yet.
+    private var isTryingUpwards = true
 
     /// - Parameter assumedBytesPerNs: the rate assumed until the first window ends; low, so that nothing that compresses
     ///   is wasted on a slow link.
@@ -36,12 +38,13 @@ public struct LinkMeter: Sendable {
     /// Ends the window when it is over.
     public mutating func tick(nowNs: UInt64) {
         let elapsed = nowNs &- windowStartNs
-        let isClear = waitedNs > Self.clearWaitNs && creditedBytes > Self.clearBytes
+        let isClear = isTryingUpwards && waitedNs > Self.clearWaitNs && creditedBytes > Self.clearBytes
         guard elapsed >= Self.windowNs || isClear else { return }
         let rate = Double(creditedBytes) / Double(elapsed)
-        if Double(waitedNs) > 0.25 * Double(elapsed) && creditedBytes > 0 {
+        if (isClear || Double(waitedNs) > 0.25 * Double(elapsed)) && creditedBytes > 0 {
             bytesPerNs = knownFromWait ? bytesPerNs + (rate - bytesPerNs) * 0.4 : rate
             knownFromWait = true
+            isTryingUpwards = false
             sinceKnown = 0
         } else {
             sinceKnown += 1
@@ -49,6 +52,7 @@ public struct LinkMeter: Sendable {
                 if rate > 0 { bytesPerNs = max(bytesPerNs, rate) * 2 }
             } else if sinceKnown % Self.retryWindows == 0 {
                 bytesPerNs *= 1.5
+                isTryingUpwards = true
             }
             bytesPerNs = max(bytesPerNs, rate)
         }
