@@ -27,7 +27,7 @@ public struct Agent: Sendable {
             host.command(
                 (variables.isEmpty ? [] : ["env"] + variables) + [
                     peer.program, "agent", "--state", state, "--run", run, "--listen", endpoint, "--insecure",
-                    "--log-format", "json",
+                    "--log-format", "json", "--log-level", lab.keepsLogs ? "debug" : "info",
                 ]))
         let agent = Agent(process: process, endpoint: endpoint, name: name, program: peer.program, run: run)
         try await wait(for: "the agent \(name) to answer", seconds: 20, every: .milliseconds(50)) {

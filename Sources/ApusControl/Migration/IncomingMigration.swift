@@ -20,7 +20,8 @@ actor IncomingMigration {
     private let vm: String
     /// Where the source's agent can be dialled.
     private let peer: Endpoint
-    private var link: ControlLink?
+    private var slot = LinkSlot()
+    private var link: ControlLink? { slot.link }
     private var machine: Machine?
     private var flow: DestinationFlow?
     private var token: Token?
@@ -28,6 +29,7 @@ actor IncomingMigration {
     private var watchers: Task<Void, Never>?
     private var isOver = false
     private var isDialling = false
+    private var retryIsPosted = false
     /// When the last page came and when the verdict did.
     private var lastStream = Instant.now()
     private let startCPUNs = Instant.processCPUNs()
@@ -57,7 +59,7 @@ actor IncomingMigration {
         status: JobStatus, link: ControlLink? = nil
     ) {
         self.services = services
-        self.link = link
+        slot = LinkSlot(link)
         self.session = session
         self.vm = vm
         self.peer = peer
@@ -72,7 +74,7 @@ actor IncomingMigration {
     nonisolated func post(_ event: DestinationEvent) { inbox.yield(.event(event)) }
     /// A connection that the source has dialled for this job, with the message it began with.
     nonisolated func adopt(_ link: ControlLink, first: SessionMessage) {
-        guard case .enqueued = inbox.yield(.linked(link)) else { return link.cut() }
+        guard case .enqueued = inbox.yield(.linked(link, dialled: false)) else { return link.cut() }
         inbox.yield(.message(link, first))
     }
 
@@ -90,7 +92,7 @@ actor IncomingMigration {
         link?.finish()
         inbox.finish()
         // Whoever came too late is answered by the record when it comes again.
-        for await case .linked(let late) in inputs { late.cut() }
+        for await case .linked(let late, _) in inputs { late.cut() }
         // The flow reports to this actor, which holds it: let it go, with all its buffers.
         router.setFlow(nil)
         flow = nil
@@ -98,22 +100,22 @@ actor IncomingMigration {
 
     private func events(for input: SessionInput<DestinationEvent>) -> [DestinationEvent] {
         switch input {
-        case .event(let event): return [event]
-        case .linked(let link):
-            isDialling = false
-            if link.isClosed { return self.link == nil ? [.connectionLost] : [] }
+        case .event(let event):
+            if event == .retryDue { retryIsPosted = false }
+            return [event]
+        case .linked(let new, let dialled):
+            if dialled { isDialling = false }
+            switch slot.offer(new, bySource: !dialled) {
+            case .declined: return link == nil ? [.connectionLost] : []
             // The peer may know of the loss of the former one before we do.
-            let lost: [DestinationEvent] = self.link == nil ? [] : [.connectionLost]
-            self.link?.cut()
-            self.link = link
-            return lost + [.connected]
+            case .taken(let lost):
+                return lost ? [.connectionLost, .connected] : [.connected]
+            }
         case .unreachable:
             isDialling = false
             return [.connectionLost]
         case .unlinked(let link, _):
-            guard link === self.link else { return [] }
-            self.link = nil
-            return [.connectionLost]
+            return slot.drop(link) ? [.connectionLost] : []
         case .message(let link, let message):
             guard link === self.link else { return [] }
             return [.received(message.told(by: peer.description))]
@@ -125,7 +127,13 @@ actor IncomingMigration {
         var reached: DestinationStage?
         while let event = next {
             next = nil
-            for action in session.handle(event) {
+            let actions = session.handle(event)
+            logger.debug(
+                "session",
+                metadata: [
+                    "job": "\(job)", "event": "\(event)", "state": "\(session.state.name)", "actions": "\(actions)",
+                ])
+            for action in actions {
                 await services.rehearsal?.hold("destination", before: action.point)
                 guard case .record(let record) = action else {
                     await perform(action)
@@ -361,7 +369,11 @@ actor IncomingMigration {
                 link.cut()
             }
             retry += 1
-            if session.wantsRetry && retry % 2 == 0 { post(.retryDue) }
+            // One at a time: actions may take longer than it takes the next to fall due.
+            if session.wantsRetry && retry % 2 == 0 && !retryIsPosted {
+                retryIsPosted = true
+                post(.retryDue)
+            }
             status.progress.elapsedMs = Instant.now().ms(since: started)
             status.progress.wireBytes = counters.wireBytes
             if !isOver { await services.board.publish(status) }

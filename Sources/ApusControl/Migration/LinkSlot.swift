@@ -6,7 +6,8 @@ import ApusWire
 /// What reaches a session's serial loop, in order.
 enum SessionInput<Event: Sendable>: Sendable {
     case event(Event)
-    case linked(ControlLink)
+    /// `dialled`: by this side.
+    case linked(ControlLink, dialled: Bool)
     /// What was dialled does not answer.
     case unreachable(FabricError)
     case unlinked(ControlLink, FabricError?)
@@ -66,9 +67,47 @@ final class LinkRouter<Event: Sendable>: Sendable {
                     link = try ControlLink(
                         connection, received: { [self] in receive($0, $1) }, closed: { [self] in closed($0, $1) })
                 } catch { throw .system(error) }
-                guard case .enqueued = inbox.yield(.linked(link)) else { return link.cut() }
+                guard case .enqueued = inbox.yield(.linked(link, dialled: true)) else { return link.cut() }
             } catch { inbox.yield(.unreachable(error)) }
         }
         if started == nil { inbox.yield(.unreachable(.timedOut)) }
+    }
+}
+
+/// The one link that a session uses, and who dialled it.
+///
+/// After a loss both sides dial, and their connections may cross. If each took the newest, each could cut the one that the
+/// other has just taken, again and again. The source's own wins, unless nothing has been heard on it of late.
+struct LinkSlot {
+    private(set) var link: ControlLink?
+    private var isSources: Bool
+
+    init(_ link: ControlLink? = nil) {
+        self.link = link
+        isSources = true
+    }
+
+    enum Outcome { case taken(lost: Bool), declined }
+
+    mutating func offer(_ new: ControlLink, bySource: Bool) -> Outcome {
+        let former = link
+        if new.isClosed { return .declined }
+        if let former, !former.isClosed, isSources, !bySource,
+            Instant.now().ms(since: former.lastHeard) < SessionTimes.crossingMs
+        {
+            new.cut()
+            return .declined
+        }
+        former?.cut()
+        link = new
+        isSources = bySource
+        return .taken(lost: former != nil)
+    }
+
+    /// True when it was the one in use.
+    mutating func drop(_ old: ControlLink) -> Bool {
+        guard old === link else { return false }
+        link = nil
+        return true
     }
 }

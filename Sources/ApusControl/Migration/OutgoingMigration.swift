@@ -28,9 +28,11 @@ actor OutgoingMigration {
     private let inputs: AsyncStream<SessionInput<SourceEvent>>
     nonisolated let router: LinkRouter<SourceEvent>
     private var session: SourceSession
-    private var link: ControlLink?
+    private var slot = LinkSlot()
+    private var link: ControlLink? { slot.link }
     private var everLinked = false
     private var isDialling = false
+    private var retryIsPosted = false
     private var machineWatch: Task<Void, Never>?
     private var isOver = false
     private var deadlineSaid = false
@@ -89,7 +91,7 @@ actor OutgoingMigration {
     nonisolated func post(_ event: SourceEvent) { inbox.yield(.event(event)) }
     /// A connection that the destination has dialled for this job, with the message it began with.
     nonisolated func adopt(_ link: ControlLink, first: SessionMessage) {
-        guard case .enqueued = inbox.yield(.linked(link)) else { return link.cut() }
+        guard case .enqueued = inbox.yield(.linked(link, dialled: false)) else { return link.cut() }
         inbox.yield(.message(link, first))
     }
 
@@ -107,7 +109,7 @@ actor OutgoingMigration {
         link?.finish()
         inbox.finish()
         // Whoever came too late is answered by the record when it comes again.
-        for await case .linked(let late) in inputs { late.cut() }
+        for await case .linked(let late, _) in inputs { late.cut() }
         // The flow reports to this actor, which holds it: let it go, with all its buffers.
         router.setFlow(nil)
         transfer = nil
@@ -116,24 +118,23 @@ actor OutgoingMigration {
     private func events(for input: SessionInput<SourceEvent>) -> [SourceEvent] {
         switch input {
         case .event(let event):
+            if event == .retryDue { retryIsPosted = false }
             if event == .qemuStopped { marks.stopped = marks.stopped ?? Instant.now() }
             return [event]
-        case .linked(let link):
-            isDialling = false
-            if link.isClosed { return self.link == nil ? [.connectionLost] : [] }
+        case .linked(let new, let dialled):
+            if dialled { isDialling = false }
+            switch slot.offer(new, bySource: dialled) {
+            case .declined: return link == nil ? [.connectionLost] : []
             // The peer may know of the loss of the former one before we do.
-            let lost: [SourceEvent] = self.link == nil ? [] : [.connectionLost]
-            self.link?.cut()
-            self.link = link
-            everLinked = true
-            return lost + [.connected]
+            case .taken(let lost):
+                everLinked = true
+                return lost ? [.connectionLost, .connected] : [.connected]
+            }
         case .unreachable(let error):
             isDialling = false
             return [unreachable(error)]
         case .unlinked(let link, _):
-            guard link === self.link else { return [] }
-            self.link = nil
-            return [.connectionLost]
+            return slot.drop(link) ? [.connectionLost] : []
         case .message(let link, let message):
             guard link === self.link else { return [] }
             note(message)
@@ -160,7 +161,13 @@ actor OutgoingMigration {
         var next: SourceEvent? = event
         while let event = next {
             next = nil
-            for action in session.handle(event) {
+            let actions = session.handle(event)
+            logger.debug(
+                "session",
+                metadata: [
+                    "job": "\(job)", "event": "\(event)", "state": "\(session.state.name)", "actions": "\(actions)",
+                ])
+            for action in actions {
                 await services.rehearsal?.hold("source", before: action.point)
                 guard case .record(let record) = action else {
                     await perform(action)
@@ -193,7 +200,7 @@ actor OutgoingMigration {
             transfer?.stop()
             if let machine { await OutgoingTransfer.release(machine) }
         case .observeQemu: await observeQemu()
-        case .resumeGuest: _ = try? await machine?.qmp.execute(.cont)
+        case .resumeGuest: await resumeGuest()
         case .endQemu: await services.machines.departed(request.vm, job: job, to: request.host)
         case .note(let problem): status.notes.append(Problem(problem).description)
         case .finish: await finish()
@@ -224,6 +231,14 @@ actor OutgoingMigration {
             }
         } catch {
             post(.localFailed(SessionProblem("transfer-failed", error)))
+        }
+    }
+
+    private func resumeGuest() async {
+        do { try await machine?.qmp.execute(.cont) } catch {
+            let note = "The guest could not be resumed; it is tried again and again: \(error)."
+            if !status.notes.contains(note) { status.notes.append(note) }
+            try? await Task.sleep(for: SessionTimes.beat)
         }
     }
 
@@ -326,7 +341,11 @@ actor OutgoingMigration {
                 link.cut()
             }
             retry += 1
-            if session.wantsRetry && retry % 2 == 0 { post(.retryDue) }
+            // One at a time: actions may take longer than it takes the next to fall due.
+            if session.wantsRetry && retry % 2 == 0 && !retryIsPosted {
+                retryIsPosted = true
+                post(.retryDue)
+            }
             if let limit = request.timeoutS, !deadlineSaid, Instant.now().ms(since: started) > limit * 1000 {
                 deadlineSaid = true
                 post(.deadlinePassed)

@@ -166,7 +166,8 @@ enum QemuObservation {
             return machine.exit != nil ? .dead : nil
         }
         switch info.status {
-        case .completed: return .handedOver
+        // Its status stays `completed` when somebody, or this agent after an abort, has let the guest run on.
+        case .completed: return state == .running ? .kept(running: true) : .handedOver
         case .none, .failed, .cancelled:
             // QEMU says failed a moment before it has resumed the guest.
             return state == .finishMigrate ? .migrating : .kept(running: state == .running)

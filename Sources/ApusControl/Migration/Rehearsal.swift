@@ -2,7 +2,7 @@ import ApusSystem
 import Foundation
 import Logging
 
-/// Holds a session just before one of its actions, so that a test can break something at exactly that moment.
+/// Holds a session, once, just before one of its actions, so that a test can break something at exactly that moment.
 ///
 /// `APUS_REHEARSE=source:record-committed=2000` holds the source's session for 2 s before it records its commit, and
 /// leaves a file `rehearsal-source-record-committed` in the run directory when it gets there. Only tests set it; without
@@ -12,6 +12,8 @@ struct Rehearsal: Sendable {
     private let point: String
     private let ms: Double
     private let runDirectory: String
+    /// Once in the agent's life: what is repeated until it is answered must not be held again and again.
+    private let isSpent = Monitor(false)
 
     /// - Parameter environment: the agent's.
     init?(_ environment: [String: String] = ProcessInfo.processInfo.environment, runDirectory: String) {
@@ -26,6 +28,11 @@ struct Rehearsal: Sendable {
 
     func hold(_ role: String, before point: String) async {
         guard role == self.role, point == self.point else { return }
+        let isFirst = isSpent.update { spent in
+            defer { spent = true }
+            return !spent
+        }
+        guard isFirst else { return }
         _ = FileManager.default.createFile(atPath: "\(runDirectory)/rehearsal-\(role)-\(point)", contents: nil)
         try? await Task.sleep(for: .milliseconds(ms))
     }

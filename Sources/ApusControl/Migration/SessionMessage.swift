@@ -282,7 +282,8 @@ public enum SessionFailure: Error, Codable, Sendable, Equatable {
 
     public var problem: SessionProblem {
         switch self {
-        case .userAborted: .init("aborted", "Aborted by the user.", advice: "The VM runs on where it was.")
+        case .userAborted:
+            .init("aborted", "The migration was aborted by the user.", advice: "The VM runs on where it was.")
         case .operatorDiscarded:
             .init(
                 "operator-discarded", "The destination's operator discarded its copy.",

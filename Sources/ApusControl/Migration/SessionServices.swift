@@ -32,6 +32,8 @@ enum SessionTimes {
     static func switchOverMs(maxDowntimeMs: Int) -> Double { max(5_000, 10 * Double(maxDowntimeMs)) }
     /// A connection that has not said by then whose it is is cut.
     static let claim: Duration = .seconds(5)
+    /// A link on which something was heard so lately is in use.
+    static let crossingMs = 2_000.0
     /// Time to reach a peer.
     static let dialMs = 3_000.0
 }

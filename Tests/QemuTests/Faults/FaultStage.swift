@@ -7,6 +7,14 @@ import Testing
 enum FaultMoment: String, CaseIterable, CustomStringConvertible {
     case setup, firstRound, laterRound, stopped, prepared, committed, starting
 
+    /// All, or those that `APUS_MOMENTS=setup,committed` names.
+    static var chosen: [FaultMoment] {
+        ProcessInfo.processInfo.environment["APUS_MOMENTS"]?.split(separator: ",").compactMap {
+            FaultMoment(rawValue: String($0))
+        }
+            ?? allCases
+    }
+
     /// The guest may only run at the destination.
     var isPastCommit: Bool { self == .committed || self == .starting }
 
@@ -162,7 +170,7 @@ final class FaultStage {
     ///
     /// - Parameter moved: the guest belongs to the destination now, which becomes `here`.
     @discardableResult
-    func settle(_ job: JobStatus, _ phase: JobPhase, moved: Bool = false, seconds: Double = 40) async throws
+    func settle(_ job: JobStatus, _ phase: JobPhase, moved: Bool = false, seconds: Double = 20) async throws
         -> JobStatus
     {
         let ended = try await source.end(of: job.id, seconds: seconds)
