@@ -91,6 +91,9 @@ actor IncomingMigration {
         watchers?.cancel()
         link?.finish()
         inbox.finish()
+        // Flow and session hold each other: sockets would stay open.
+        router.clearFlow()
+        flow = nil
         // Whoever came too late is answered by the record when it comes again.
         for await case .linked(let late, _) in inputs { late.cut() }
     }
