@@ -18,7 +18,7 @@ public enum FabricError: Error, Equatable, Sendable, CustomStringConvertible {
 
     public var description: String {
         switch self {
-        case .system(let error): "\(error)"
+        case .system(let error): "\(error)."
         case .frame(.version(let version)):
             "It speaks version \(version) of the frame format, this agent version \(FrameHeader.version)."
         case .frame(let error): "The peer sent something that is not an Apus frame: \(error)."

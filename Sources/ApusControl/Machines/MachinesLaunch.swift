@@ -121,8 +121,8 @@ extension Machines {
             let how = exit.map { "QEMU \($0.told)" } ?? "QEMU did not get ready (\(error))"
             throw Problem(
                 "qemu-start-failed",
-                "\(draft.name) could not be started on this host: \(how)\(said.isEmpty ? "." : ": \(said)")",
-                advice: notes.isEmpty ? nil : notes.joined(separator: " "))
+                "\(draft.name) could not be started on this host: \(how)\(said.isEmpty ? "." : ": \(said).")",
+                advice: (["Every file and device of its command must be here too."] + notes).joined(separator: " "))
         }
     }
 

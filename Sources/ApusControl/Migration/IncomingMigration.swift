@@ -91,6 +91,9 @@ actor IncomingMigration {
         watchers?.cancel()
         link?.finish()
         inbox.finish()
+        // Flow and session hold each other: sockets would stay open.
+        router.clearFlow()
+        flow = nil
         // Whoever came too late is answered by the record when it comes again.
         for await case .linked(let late, _) in inputs { late.cut() }
         // The flow reports to this actor, which holds it: let it go, with all its buffers.
@@ -128,11 +131,7 @@ actor IncomingMigration {
         while let event = next {
             next = nil
             let actions = session.handle(event)
-            logger.debug(
-                "session",
-                metadata: [
-                    "job": "\(job)", "event": "\(event)", "state": "\(session.state.name)", "actions": "\(actions)",
-                ])
+            services.trace(job, event, session.state.name, actions)
             for action in actions {
                 await services.rehearsal?.hold("destination", before: action.point)
                 guard case .record(let record) = action else {

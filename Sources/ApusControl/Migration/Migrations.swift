@@ -152,7 +152,7 @@ public actor Migrations {
     /// Orderly stop: jobs that are not past their commit point are aborted, so that their VMs run on here.
     private func stopOutgoing() async {
         for migration in outgoing.values { migration.post(.userAborted) }
-        for migration in incoming.values { migration.post(.userAborted) }
+        for migration in incoming.values { migration.post(.localFailed(.agentStopping)) }
         for _ in 0..<50 where !outgoing.isEmpty || !incoming.isEmpty {
             // The task is cancelled, so a sleep would return at once.
             await withCheckedContinuation { continuation in
@@ -194,7 +194,8 @@ public actor Migrations {
     private func endpoint(of host: String) throws(Problem) -> Endpoint {
         let address = config.hosts[host] ?? host
         guard let endpoint = Endpoint(address, defaultPort: UInt16(AgentConfig.linkPort)) else {
-            throw Problem("host-invalid", "\(host) is not a host: \(address) is no ADDRESS[:PORT].")
+            throw Problem("host-invalid", "\(host) is not a host: \(address) is no ADDRESS[:PORT].",
+                advice: "Give an address, or a name under hosts in the agent's configuration file.")
         }
         return endpoint
     }
@@ -284,6 +285,9 @@ public actor Migrations {
 }
 
 extension SessionProblem {
+    static let agentStopping = SessionProblem(
+        "agent-stopping", "The agent was told to stop.", advice: "Migrate again when it runs.")
+
     static func jobExists(_ job: String) -> SessionProblem {
         SessionProblem("job-exists", "Job \(job) has been here before.", advice: "Migrate again, as a new job.")
     }

@@ -17,6 +17,12 @@ struct SessionServices: Sendable {
     let linkPort: UInt16
     let lanes: LaneRegistry
     let rehearsal: Rehearsal?
+
+    /// One step of a session, for whoever reads the log at level debug.
+    func trace<Event: Sendable, Action: Sendable>(_ job: String, _ event: Event, _ state: String, _ actions: [Action]) {
+        logger.debug(
+            "session", metadata: ["job": "\(job)", "event": "\(event)", "state": "\(state)", "actions": "\(actions)"])
+    }
 }
 
 enum SessionTimes {

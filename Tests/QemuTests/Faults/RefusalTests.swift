@@ -32,7 +32,7 @@ extension RealGuests {
         @Test(.timeLimit(.minutes(2))) func requestsThatMakeNoSense() async throws {
             try await FaultStage.with { stage in
                 try await expectRefusal(
-                    "unknown host", stage, to: "nosuchhost", code: "peer-unreachable", words: ["nosuchhost", "hosts"])
+                    "unknown host", stage, to: "nosuchhost", code: "host-unknown", words: ["nosuchhost", "hosts"])
                 try await expectRefusal(
                     "no agent there", stage, to: "10.77.0.2:9", code: "peer-unreachable", words: ["10.77.0.2:9"])
                 try await expectRefusal("no address", stage, to: "a:b:c", code: "host-invalid", words: ["a:b:c"])
