@@ -101,7 +101,8 @@ let package = Package(
         tests("ApusSystemTests", ["ApusSystem"]),
         tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
         tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
-        tests("ApusFlowTests", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow", "ApusLab"]),
+        tests(
+            "ApusFlowTests", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow", "ApusLab"]),
         tests(
             "ApusControlTests",
             [

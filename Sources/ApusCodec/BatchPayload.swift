@@ -1,5 +1,5 @@
-internal import ApusSystem
 public import ApusMemory
+internal import ApusSystem
 
 /// How a batch's squeezed body is compressed. Zero means that there is none.
 public enum Codec: UInt8, Sendable, CaseIterable {

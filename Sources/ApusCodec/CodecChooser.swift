@@ -8,10 +8,12 @@ public enum CodecChoice: Equatable, Sendable {
 /// Chooses the codec that gets a batch across soonest, from measured costs. A pure value: time comes in as numbers.
 ///
 /// A lane squeezes and sends in turn, but the kernel sends on while the lane squeezes the next batch; so a byte of guest
-/// memory costs the larger of the time to squeeze it and the time the link needs for what is left of it:
+/// memory costs the larger of the time to squeeze it and the time the link needs for what is left of it, and a part of the
+/// smaller one, for the cores are not the lane's alone:
 ///
 /// ```
-///   cost(codec) = max(squeezeNsPerByte, ratio / linkBytesPerNs)      lowest wins, by 10 % at least
+///   squeezing = ns per byte    sending = ratio / link bytes per ns
+///   cost(codec) = max(squeezing, sending) + min(squeezing, sending) / 4      lowest wins, by some per cent
 /// ```
 public struct CodecChooser: Sendable {
     private struct Measure: Sendable {
@@ -48,7 +50,7 @@ public struct CodecChooser: Sendable {
     public mutating func probed(ratio: Double) {
         zstd1.ratio = ratio
         lz4.ratio = min(1, ratio * 1.35)
-        zstd3.ratio = ratio * 0.95
+        zstd3.ratio = ratio * 0.9
     }
 
     /// A batch was squeezed: what it cost and what was left.
@@ -59,10 +61,10 @@ public struct CodecChooser: Sendable {
         case .zstd(let level):
             if level <= 1 {
                 zstd1.learn(nsPerByte: nsPerByte, ratio: ratio)
-                zstd3.ratio = zstd1.ratio * 0.95
+                zstd3.ratio = zstd1.ratio * 0.9
             } else {
                 zstd3.learn(nsPerByte: nsPerByte, ratio: ratio)
-                zstd1.ratio = zstd3.ratio / 0.95
+                zstd1.ratio = zstd3.ratio / 0.9
             }
             lz4.ratio = min(1, zstd1.ratio * 1.35)
         }
@@ -77,16 +79,19 @@ public struct CodecChooser: Sendable {
         func consider(_ candidate: CodecChoice, _ measure: Measure, below ratioMax: Double) {
             // A squeezed page also costs the receiver; near a ratio of 1 it never pays.
             guard measure.ratio < ratioMax else { return }
-            let cost = max(measure.nsPerByte, measure.ratio / link)
+            let (squeezing, sending) = (measure.nsPerByte, measure.ratio / link)
+            let cost = max(squeezing, sending) + 0.25 * min(squeezing, sending)
             if candidate == choice { currentCost = cost }
-            if cost < bestCost * 0.999 {
+            // From light to heavy: a heavier codec has to be clearly better, for the guest wants the CPU too.
+            if cost < bestCost * 0.93 {
                 best = candidate
                 bestCost = cost
             }
         }
         consider(.lz4, lz4, below: 0.85)
         consider(.zstd(level: 1), zstd1, below: 0.93)
-        consider(.zstd(level: 3), zstd3, below: 0.93)
+        // What the strong level makes of data is only a guess until it runs: the light one must have gained already.
+        if zstd1.ratio < 0.93 { consider(.zstd(level: 3), zstd3, below: 0.93) }
         if best != choice && bestCost < currentCost * 0.9 { choice = best }
         return choice
     }

@@ -6,6 +6,10 @@
 public struct LinkMeter: Sendable {
     /// Length of one window.
     public static let windowNs: UInt64 = 100_000_000
+    /// A wait this long for this many bytes shows the rate before the window is over: looking for a faster link that is
+    /// not there costs a megabyte or two, not a whole window of them.
+    private static let clearWaitNs: UInt64 = 4_000_000
+    private static let clearBytes: UInt64 = 1 << 20
     /// Windows after which a faster link is looked for.
     private static let retryWindows = 50
 
@@ -16,6 +20,8 @@ public struct LinkMeter: Sendable {
     private var waitedNs: UInt64 = 0
     private var knownFromWait = false
     private var sinceKnown = 0
+    /// The estimate was raised on a guess that nothing has confirmed or refuted yet.
+    private var isTryingUpwards = true
 
     /// - Parameter assumedBytesPerNs: the rate assumed until the first window ends; low, so that nothing that compresses
     ///   is wasted on a slow link.
@@ -32,11 +38,13 @@ public struct LinkMeter: Sendable {
     /// Ends the window when it is over.
     public mutating func tick(nowNs: UInt64) {
         let elapsed = nowNs &- windowStartNs
-        guard elapsed >= Self.windowNs else { return }
+        let isClear = isTryingUpwards && waitedNs > Self.clearWaitNs && creditedBytes > Self.clearBytes
+        guard elapsed >= Self.windowNs || isClear else { return }
         let rate = Double(creditedBytes) / Double(elapsed)
-        if Double(waitedNs) > 0.25 * Double(elapsed) && creditedBytes > 0 {
+        if (isClear || Double(waitedNs) > 0.25 * Double(elapsed)) && creditedBytes > 0 {
             bytesPerNs = knownFromWait ? bytesPerNs + (rate - bytesPerNs) * 0.4 : rate
             knownFromWait = true
+            isTryingUpwards = false
             sinceKnown = 0
         } else {
             sinceKnown += 1
@@ -44,6 +52,7 @@ public struct LinkMeter: Sendable {
                 if rate > 0 { bytesPerNs = max(bytesPerNs, rate) * 2 }
             } else if sinceKnown % Self.retryWindows == 0 {
                 bytesPerNs *= 1.5
+                isTryingUpwards = true
             }
             bytesPerNs = max(bytesPerNs, rate)
         }

@@ -35,7 +35,7 @@ extension Role {
     /// The longest frame that the listener, or the dialler, receives on a connection of this role.
     func longest(atListener: Bool) -> FrameKind {
         switch self {
-        case .control: .layout
+        case .control: .control
         case .lane, .urgent: atListener ? .batch : .credit
         }
     }

@@ -35,8 +35,10 @@ public struct GateForecast: Sendable, Equatable {
 /// while another round would shorten the pause a lot and its bytes are covered by what compression and zero runs have
 /// saved, so that Apus never sends more than plain QEMU would.
 public struct SwitchGate: Sendable {
-    /// Device state, hand-over and resume: what a stop costs with nothing left to send.
+    /// Loading the device state, hand-over and resume: what a stop costs with nothing left to send.
     public static let fixedMs = 15.0
+    /// Wire bytes of the device state of an ordinary VM.
+    public static let deviceBytes = 300_000.0
     /// A pause so short that waiting for a shorter one is not worth a round.
     public static let goodEnoughMs = 2.0
 
@@ -52,7 +54,8 @@ public struct SwitchGate: Sendable {
         let link = max(sample.linkBytesPerS, 1)
         // Stopping takes QEMU up to 100 ms to notice; meanwhile the round goes on and the guest dirties on.
         let dirtied = sample.dirtyBytesPerS * sample.roundMs / 1000
-        let stopBytes = (sample.remainingBytes + dirtied) * sample.ratio + sample.unconfirmedBytes
+        let pages = (sample.remainingBytes + dirtied) * sample.ratio
+        let stopBytes = pages + sample.unconfirmedBytes + Self.deviceBytes
         let net = link / max(sample.ratio, 1e-6) - sample.dirtyBytesPerS
         return GateForecast(
             downtimeMs: stopBytes / link * 1000 + Self.fixedMs, stopBytes: stopBytes,
@@ -71,10 +74,10 @@ public struct SwitchGate: Sendable {
         guard sample.round >= 2 else { return false }
         let forecast = forecast(sample)
         guard forecast.downtimeMs <= maxDowntimeMs else { return false }
-        let sendMs = forecast.downtimeMs - Self.fixedMs
+        let pagesMs = (forecast.stopBytes - Self.deviceBytes) / max(sample.linkBytesPerS, 1) * 1000
         let isShrinking = thisRoundStartBytes < 0.7 * lastRoundStartBytes
-        let isAffordable = forecast.stopBytes < sample.savedBytes
-        if sendMs > Self.goodEnoughMs && isShrinking && isAffordable { return false }
+        let isAffordable = forecast.stopBytes - Self.deviceBytes < sample.savedBytes
+        if pagesMs > Self.goodEnoughMs && isShrinking && isAffordable { return false }
         isOpen = true
         return true
     }

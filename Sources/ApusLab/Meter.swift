@@ -1,24 +1,54 @@
-/// Wire bytes and CPU time between two moments.
+internal import Synchronization
+
+/// Wire bytes and QEMUs' CPU time between two moments.
 struct Meter: Sendable {
-    let pair: HostPair
-    let source: Int32?
-    let destination: Int32?
+    private let pair: HostPair
     private let bytes: WireBytes?
-    private let cpu: (source: CPUTime?, destination: CPUTime?)
+    private let source: CPUWatch?
+    private let destination: CPUWatch?
 
     static func start(pair: HostPair, source: Int32?, destination: Int32?) async throws -> Meter {
         Meter(
-            pair: pair, source: source, destination: destination, bytes: try await pair.wireBytes(),
-            cpu: (source.flatMap(CPUTime.of(pid:)), destination.flatMap(CPUTime.of(pid:))))
+            pair: pair, bytes: try await pair.wireBytes(), source: source.map(CPUWatch.init),
+            destination: destination.map(CPUWatch.init))
     }
 
     func stop(into outcome: inout Outcome) async throws {
         if let bytes, let now = try await pair.wireBytes() { outcome.wireBytes = (now - bytes).both }
-        func spent(_ pid: Int32?, since earlier: CPUTime?) -> Double? {
-            guard let pid, let earlier, let now = CPUTime.of(pid: pid) else { return nil }
-            return now.besideGuest - earlier.besideGuest
+        outcome.qemuCPUSource = source?.stop()
+        outcome.qemuCPUDestination = destination?.stop()
+    }
+}
+
+/// CPU time of a QEMU that may end while it is watched, as the source's does once its guest has gone: the last reading
+/// counts, at most 50 ms old.
+private final class CPUWatch: Sendable {
+    private let pid: Int32
+    private let readings: Mutex<(first: CPUTime, last: CPUTime)?>
+    private let task = Mutex<Task<Void, Never>?>(nil)
+
+    init(pid: Int32) {
+        self.pid = pid
+        readings = Mutex(CPUTime.of(pid: pid).map { ($0, $0) })
+        task.withLock {
+            $0 = Task { [weak self] in
+                while (try? await ContinuousClock().sleep(for: .milliseconds(50))) != nil, let self { self.read() }
+            }
         }
-        outcome.qemuCPUSource = spent(source, since: cpu.source)
-        outcome.qemuCPUDestination = spent(destination, since: cpu.destination)
+    }
+
+    private func read() {
+        guard let now = CPUTime.of(pid: pid) else { return }
+        // A process that is ending has no threads left, so its guest's share can no longer be told.
+        readings.withLock { readings in
+            if let last = readings?.last, now.vcpus >= last.vcpus { readings?.last = now }
+        }
+    }
+
+    /// - Returns: seconds spent on anything but running the guest.
+    func stop() -> Double? {
+        task.withLock { $0?.cancel() }
+        read()
+        return readings.withLock { $0.map { $0.last.besideGuest - $0.first.besideGuest } }
     }
 }

@@ -51,7 +51,8 @@ public final class QMPClient: Sendable {
             .get()
         do {
             let line = try await switchboard.line(
-                answering: Switchboard.greetingID, command: "greeting", timeout: timeout, on: channel.eventLoop, send: {})
+                answering: Switchboard.greetingID, command: "greeting", timeout: timeout, on: channel.eventLoop,
+                send: {})
             guard case .greeting(let version) = try Message(line) else { throw QMPError.malformed(what: "no greeting") }
             let client = QMPClient(
                 path: path, version: version, peerPID: peer.pid, switchboard: switchboard, channel: channel)

@@ -62,7 +62,9 @@ extension Socket {
         // SO_SNDTIMEO also bounds connect().
         try socket.setTimeout(receiveMs: 0, sendMs: timeoutMs)
         do throws(SystemError) {
-            _ = try retrying("connect") { unsafe address.withPointer { unsafe Glibc.connect(descriptor.number, $0, $1) } }
+            _ = try retrying("connect") {
+                unsafe address.withPointer { unsafe Glibc.connect(descriptor.number, $0, $1) }
+            }
         } catch {
             // A timed-out connect reports EINPROGRESS; say what it means.
             throw error.code == EINPROGRESS ? SystemError("connect", code: ETIMEDOUT) : error

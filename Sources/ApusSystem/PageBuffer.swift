@@ -39,6 +39,17 @@ internal import Glibc
         }
     }
 
+    /// Stores one little-endian word; traps outside the buffer.
+    public mutating func store(_ word: UInt64, at offset: Int) {
+        var bytes = mutableBytes
+        bytes.store(littleEndian: word, at: offset)
+    }
+
+    /// The buffer as the kernel sees it from outside this process; valid while the buffer is.
+    public func asProcessWindow() -> ProcessWindow {
+        ProcessWindow(pid: getpid(), address: unsafe UInt64(UInt(bitPattern: base)), byteCount: UInt64(byteCount))
+    }
+
     /// Copies bytes from one place of the buffer to another; the ranges may overlap.
     public mutating func copyWithin(from: Int, to: Int, _ count: Int) {
         precondition(from >= 0 && to >= 0 && count >= 0 && from <= byteCount - count && to <= byteCount - count)

@@ -6,10 +6,10 @@ public enum ProcFile {
     /// The largest file read; a QEMU's `maps` is some 100 kB.
     public static let bytesMax = 16 << 20
 
-    /// - Throws: `SystemFailure`; `EFBIG` above `bytesMax`.
-    public static func bytes(_ path: String) throws(SystemFailure) -> [UInt8] {
+    /// - Throws: `SystemError`; `EFBIG` above `bytesMax`.
+    public static func bytes(_ path: String) throws(SystemError) -> [UInt8] {
         let descriptor = unsafe open(path, O_RDONLY | O_CLOEXEC)
-        guard descriptor >= 0 else { throw SystemFailure(call: "open \(path)", errno: errno) }
+        guard descriptor >= 0 else { throw SystemError("open \(path)", code: errno) }
         defer { _ = close(descriptor) }
         var all: [UInt8] = []
         var chunk = [UInt8](repeating: 0, count: 64 << 10)
@@ -18,15 +18,15 @@ public enum ProcFile {
             let count = unsafe chunk.withUnsafeMutableBytes { unsafe Glibc.read(descriptor, $0.baseAddress, $0.count) }
             if count < 0 {
                 if errno == EINTR { continue }
-                throw SystemFailure(call: "read \(path)", errno: errno)
+                throw SystemError("read \(path)", code: errno)
             }
             if count == 0 { return all }
             all += chunk[..<count]
-            guard all.count <= bytesMax else { throw SystemFailure(call: "read \(path)", errno: EFBIG) }
+            guard all.count <= bytesMax else { throw SystemError("read \(path)", code: EFBIG) }
         }
     }
 
-    public static func read(_ path: String) throws(SystemFailure) -> String {
+    public static func read(_ path: String) throws(SystemError) -> String {
         String(decoding: try bytes(path), as: UTF8.self)
     }
 
@@ -51,11 +51,11 @@ public struct FileIdentity: Sendable, Hashable {
     public let inode: UInt64
     public let size: UInt64
 
-    public static func of(path: String) throws(SystemFailure) -> FileIdentity {
+    public static func of(path: String) throws(SystemError) -> FileIdentity {
         var file = capus_file()
         // SAFETY: the path is NUL-terminated for the call, the structure outlives it.
         let error = unsafe capus_stat(path, &file)
-        guard error == 0 else { throw SystemFailure(call: "stat \(path)", errno: error) }
+        guard error == 0 else { throw SystemError("stat \(path)", code: error) }
         return FileIdentity(
             deviceMajor: file.device_major, deviceMinor: file.device_minor, inode: file.inode, size: file.size)
     }
@@ -63,11 +63,11 @@ public struct FileIdentity: Sendable, Hashable {
 
 public enum FileSystemRoom {
     /// Bytes that can still be written to the file system of `path`.
-    public static func available(path: String) throws(SystemFailure) -> UInt64 {
+    public static func available(path: String) throws(SystemError) -> UInt64 {
         var bytes: UInt64 = 0
         // SAFETY: the path is NUL-terminated for the call, the variable outlives it.
         let error = unsafe capus_room(path, &bytes)
-        guard error == 0 else { throw SystemFailure(call: "statvfs \(path)", errno: error) }
+        guard error == 0 else { throw SystemError("statvfs \(path)", code: error) }
         return bytes
     }
 }
@@ -76,11 +76,11 @@ public enum FileSystemRoom {
 public final class FileLock: Sendable {
     private let descriptor: Int32
 
-    /// - Throws: `SystemFailure`; `EWOULDBLOCK` when another process has it.
-    public init(path: String) throws(SystemFailure) {
+    /// - Throws: `SystemError`; `EWOULDBLOCK` when another process has it.
+    public init(path: String) throws(SystemError) {
         // SAFETY: the path is NUL-terminated for the call.
         let descriptor = unsafe capus_lock_file(path)
-        guard descriptor >= 0 else { throw SystemFailure(call: "lock \(path)", errno: -descriptor) }
+        guard descriptor >= 0 else { throw SystemError("lock \(path)", code: -descriptor) }
         self.descriptor = descriptor
     }
 

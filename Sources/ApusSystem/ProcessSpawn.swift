@@ -55,9 +55,9 @@ public final class ProcessHandle: Sendable {
     /// The exit once seen, and who waits for it.
     private let state = Mutex<(exit: ProcessExit?, waiters: [@Sendable (ProcessExit) -> Void])>((nil, []))
 
-    private init(pidfd: Int32, pid: Int32) throws(SystemFailure) {
+    private init(pidfd: Int32, pid: Int32) throws(SystemError) {
         self.pidfd = pidfd
-        do throws(SystemFailure) {
+        do throws(SystemError) {
             identity = ProcessIdentity(pid: pid, startTicks: try Self.startTicks(of: pid))
         } catch {
             // A throwing initializer runs no `deinit` before every field is set.
@@ -66,20 +66,20 @@ public final class ProcessHandle: Sendable {
         }
         // Alive after the reading: so it was this process that was read.
         let error = capus_pidfd_signal(pidfd, 0)
-        guard error == 0 || error == EPERM else { throw SystemFailure(call: "pidfd_send_signal", errno: error) }
+        guard error == 0 || error == EPERM else { throw SystemError("pidfd_send_signal", code: error) }
     }
 
     deinit { close(pidfd) }
 
     /// Starts a process in its own session; it outlives this one.
     ///
-    /// - Throws: `SystemFailure` with the errno of `exec` or of what was prepared for it.
-    public static func spawn(_ request: SpawnRequest) throws(SystemFailure) -> ProcessHandle {
+    /// - Throws: `SystemError` with the errno of `exec` or of what was prepared for it.
+    public static func spawn(_ request: SpawnRequest) throws(SystemError) -> ProcessHandle {
         var pid: Int32 = 0
         let words = [request.executable] + request.arguments
         // SAFETY: the copies live until freed below; argv ends with NULL; the C side keeps none of them.
         var argv = unsafe words.map { unsafe strdup($0) }
-        defer { for unsafe word in unsafe argv { unsafe free(word) } }
+        defer { unsafe argv.forEach { unsafe free($0) } }
         unsafe argv.append(nil)
         let error: Int32
         if let directory = request.workingDirectory {
@@ -90,10 +90,10 @@ public final class ProcessHandle: Sendable {
             error = unsafe capus_spawn(
                 request.executable, argv, nil, request.logPath, request.descriptors, request.descriptors.count, &pid)
         }
-        guard error == 0 else { throw SystemFailure(call: "spawn \(request.executable)", errno: error) }
+        guard error == 0 else { throw SystemError("spawn \(request.executable)", code: error) }
         // Not reaped by anybody but us, so the pid still means our child, dead or alive.
         let pidfd = capus_pidfd_open(pid)
-        guard pidfd >= 0 else { throw SystemFailure(call: "pidfd_open", errno: -pidfd) }
+        guard pidfd >= 0 else { throw SystemError("pidfd_open", code: -pidfd) }
         let handle = try ProcessHandle(pidfd: pidfd, pid: pid)
         try ProcessWatcher.shared.watch(handle, pidfd: pidfd)
         return handle
@@ -101,14 +101,14 @@ public final class ProcessHandle: Sendable {
 
     /// Takes hold of a process that is already there, child or not.
     ///
-    /// - Throws: `SystemFailure`, `ESRCH` when there is none.
-    public static func open(pid: Int32) throws(SystemFailure) -> ProcessHandle {
+    /// - Throws: `SystemError`, `ESRCH` when there is none.
+    public static func open(pid: Int32) throws(SystemError) -> ProcessHandle {
         let pidfd = capus_pidfd_open(pid)
-        guard pidfd >= 0 else { throw SystemFailure(call: "pidfd_open", errno: -pidfd) }
+        guard pidfd >= 0 else { throw SystemError("pidfd_open", code: -pidfd) }
         let handle = try ProcessHandle(pidfd: pidfd, pid: pid)
         // Ended, and its parent has not asked yet: for us it is gone.
         guard try !ProcFile.isZombie(stat: ProcFile.read("/proc/\(pid)/stat")) else {
-            throw SystemFailure(call: "pidfd_open", errno: ESRCH)
+            throw SystemError("pidfd_open", code: ESRCH)
         }
         try ProcessWatcher.shared.watch(handle, pidfd: pidfd)
         return handle
@@ -116,19 +116,19 @@ public final class ProcessHandle: Sendable {
 
     /// The same process as before, for example before this program was restarted.
     ///
-    /// - Throws: `SystemFailure`, `ESRCH` when it is gone, whoever has its pid now.
-    public static func open(_ identity: ProcessIdentity) throws(SystemFailure) -> ProcessHandle {
+    /// - Throws: `SystemError`, `ESRCH` when it is gone, whoever has its pid now.
+    public static func open(_ identity: ProcessIdentity) throws(SystemError) -> ProcessHandle {
         let handle = try open(pid: identity.pid)
-        guard handle.identity == identity else { throw SystemFailure(call: "pidfd_open", errno: ESRCH) }
+        guard handle.identity == identity else { throw SystemError("pidfd_open", code: ESRCH) }
         return handle
     }
 
     /// Sends a signal to exactly this process.
     ///
-    /// - Throws: `SystemFailure`, `ESRCH` when it has ended.
-    public func signal(_ number: Int32) throws(SystemFailure) {
+    /// - Throws: `SystemError`, `ESRCH` when it has ended.
+    public func signal(_ number: Int32) throws(SystemError) {
         let error = capus_pidfd_signal(pidfd, number)
-        guard error == 0 else { throw SystemFailure(call: "pidfd_send_signal", errno: error) }
+        guard error == 0 else { throw SystemError("pidfd_send_signal", code: error) }
     }
 
     /// nil while it runs.
@@ -159,9 +159,11 @@ public final class ProcessHandle: Sendable {
         for waiter in waiters { waiter(exit) }
     }
 
-    private static func startTicks(of pid: Int32) throws(SystemFailure) -> UInt64 {
+    private static func startTicks(of pid: Int32) throws(SystemError) -> UInt64 {
         let text = try ProcFile.read("/proc/\(pid)/stat")
-        guard let ticks = ProcFile.startTicks(stat: text) else { throw SystemFailure(call: "stat \(pid)", errno: EINVAL) }
+        guard let ticks = ProcFile.startTicks(stat: text) else {
+            throw SystemError("stat \(pid)", code: EINVAL)
+        }
         return ticks
     }
 }
@@ -180,17 +182,19 @@ final class ProcessWatcher: Sendable {
         var thread = pthread_t()
         // SAFETY: the watcher is a static that is never freed, so the unretained pointer stays valid.
         let me = unsafe Unmanaged.passUnretained(self).toOpaque()
-        _ = unsafe pthread_create(&thread, nil, { argument in
-            if let argument = unsafe argument {
-                unsafe Unmanaged<ProcessWatcher>.fromOpaque(argument).takeUnretainedValue().run()
-            }
-            return nil
-        }, me)
+        _ = unsafe pthread_create(
+            &thread, nil,
+            { argument in
+                if let argument = unsafe argument {
+                    unsafe Unmanaged<ProcessWatcher>.fromOpaque(argument).takeUnretainedValue().run()
+                }
+                return nil
+            }, me)
         _ = pthread_detach(thread)
     }
 
-    func watch(_ handle: ProcessHandle, pidfd: Int32) throws(SystemFailure) {
-        guard epoll >= 0 else { throw SystemFailure(call: "epoll_create", errno: -epoll) }
+    func watch(_ handle: ProcessHandle, pidfd: Int32) throws(SystemError) {
+        guard epoll >= 0 else { throw SystemError("epoll_create", code: -epoll) }
         // The handle is kept until its process ends, so the pidfd stays open while epoll knows it.
         let key = watched.withLock { watched in
             watched.next += 1
@@ -200,7 +204,7 @@ final class ProcessWatcher: Sendable {
         let error = capus_epoll_add(epoll, pidfd, key)
         guard error == 0 else {
             watched.withLock { _ = $0.handles.removeValue(forKey: key) }
-            throw SystemFailure(call: "epoll_ctl", errno: error)
+            throw SystemError("epoll_ctl", code: error)
         }
     }
 

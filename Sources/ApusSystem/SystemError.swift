@@ -1,3 +1,4 @@
+internal import CApus
 internal import Glibc
 
 /// A system call that failed: which one, and the kernel's reason.
@@ -5,23 +6,19 @@ public struct SystemError: Error, Equatable, Sendable, CustomStringConvertible {
     public let call: String
     public let code: Int32
 
-    public init(_ call: StaticString, code: Int32) {
-        self.call = "\(call)"
+    public init(_ call: String, code: Int32) {
+        self.call = call
         self.code = code
     }
 
     /// The error of the call that has just returned. The only place that reads `errno`.
-    static func last(_ call: StaticString) -> SystemError { SystemError(call, code: errno) }
+    static func last(_ call: StaticString) -> SystemError { SystemError("\(call)", code: errno) }
 
+    /// The kernel's text alone, for example `No such file or directory`.
     public var reason: String {
-        // strerror_r fills our own buffer, so no other thread can change the text.
-        var text = [CChar](repeating: 0, count: 128)
-        return unsafe text.withUnsafeMutableBufferPointer { buffer in
-            guard let base = buffer.baseAddress, unsafe strerror_r(code, base, buffer.count) == 0 else {
-                return "error \(code)"
-            }
-            return unsafe String(cString: base)
-        }
+        // The C library returns NULL or a static, NUL-terminated string.
+        guard let text = unsafe capus_errno_text(code) else { return "error \(code)" }
+        return unsafe String(cString: text)
     }
     public var description: String { "\(call): \(reason)" }
 

@@ -12,14 +12,16 @@ public final class WorkerThread: Sendable {
         var thread = pthread_t()
         // The thread receives one retained reference and releases it.
         let box = unsafe Unmanaged.passRetained(start)
-        let code = unsafe pthread_create(&thread, nil, { argument in
-            guard let argument = unsafe argument else { return nil }
-            let start = unsafe Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
-            unsafe start.name.withCString { unsafe capus_name_thread($0) }
-            start.body()
-            start.done.open()
-            return nil
-        }, box.toOpaque())
+        let code = unsafe pthread_create(
+            &thread, nil,
+            { argument in
+                guard let argument = unsafe argument else { return nil }
+                let start = unsafe Unmanaged<Start>.fromOpaque(argument).takeRetainedValue()
+                unsafe start.name.withCString { unsafe capus_name_thread($0) }
+                start.body()
+                start.done.open()
+                return nil
+            }, box.toOpaque())
         guard code == 0 else {
             unsafe box.release()
             throw SystemError("pthread_create", code: code)

@@ -36,7 +36,9 @@ struct AgentClient: Sendable {
     func shutdown() async { try? await http.shutdown() }
 
     func get<T: Decodable>(_ path: String, as type: T.Type = T.self) async throws -> T { try await send(.GET, path) }
-    func delete<T: Decodable>(_ path: String, as type: T.Type = T.self) async throws -> T { try await send(.DELETE, path) }
+    func delete<T: Decodable>(_ path: String, as type: T.Type = T.self) async throws -> T {
+        try await send(.DELETE, path)
+    }
     func post<T: Decodable>(_ path: String, as type: T.Type = T.self) async throws -> T { try await send(.POST, path) }
     func post<T: Decodable>(_ path: String, _ body: some Encodable, as type: T.Type = T.self) async throws -> T {
         try await send(.POST, path, APICoding.encoder().encode(body))
@@ -44,7 +46,8 @@ struct AgentClient: Sendable {
 
     /// Every state of a job from now on; ends after a final one, or when the agent goes.
     func events(job id: String) async throws -> AsyncThrowingStream<JobStatus, any Error> {
-        let response = try await execute(request(.GET, "/v1/migrations/\(Self.escaped(id))/events", nil), deadline: .distantFuture)
+        let response = try await execute(
+            request(.GET, "/v1/migrations/\(Self.escaped(id))/events", nil), deadline: .distantFuture)
         guard response.status == .ok else { throw try await problem(in: response) }
         return AsyncThrowingStream { continuation in
             let reading = Task {
@@ -106,7 +109,9 @@ struct AgentClient: Sendable {
 
     private func problem(in response: HTTPClientResponse) async throws -> any Error {
         let bytes = try await response.body.collect(upTo: Self.replyBytesMax)
-        if let problem = try? APICoding.decoder().decode(Problem.self, from: Data(bytes.readableBytesView)) { return problem }
+        if let problem = try? APICoding.decoder().decode(Problem.self, from: Data(bytes.readableBytesView)) {
+            return problem
+        }
         return Problem("agent-strange", "The agent answered HTTP \(response.status.code) without a reason.")
     }
 }

@@ -16,7 +16,10 @@ struct AgentVerb: AsyncParsableCommand {
 
     @Option(help: ArgumentHelp("A YAML configuration file.", valueName: "file")) var config: String?
     @Option(help: ArgumentHelp("Where the database is (default /var/lib/apus).", valueName: "dir")) var state: String?
-    @Option(name: .customLong("run"), help: ArgumentHelp("Where sockets and logs are (default /run/apus).", valueName: "dir")) var runDirectory: String?
+    @Option(
+        name: .customLong("run"),
+        help: ArgumentHelp("Where sockets and logs are (default /run/apus).", valueName: "dir")) var runDirectory:
+        String?
     @Option(help: ArgumentHelp("Where other agents bring VMs (default 127.0.0.1:7421).", valueName: "address:port"))
     var listen: String?
     @Option(help: ArgumentHelp("Serve the API on TCP too.", valueName: "address:port")) var apiListen: String?
@@ -28,11 +31,14 @@ struct AgentVerb: AsyncParsableCommand {
         do {
             let config = try settings()
             guard let level = Logger.Level(rawValue: config.logLevel) else {
-                throw Problem("config-invalid", "logLevel is \"\(config.logLevel)\".", advice: "It can be trace, debug, info, notice, warning, error or critical.")
+                throw Problem(
+                    "config-invalid", "logLevel is \"\(config.logLevel)\".",
+                    advice: "It can be trace, debug, info, notice, warning, error or critical.")
             }
             LoggingSystem.bootstrap { label in
                 var handler: any LogHandler =
-                    config.logFormat == .json ? JSONLogHandler(label: label) : StreamLogHandler.standardError(label: label)
+                    config.logFormat == .json
+                    ? JSONLogHandler(label: label) : StreamLogHandler.standardError(label: label)
                 handler.logLevel = level
                 return handler
             }

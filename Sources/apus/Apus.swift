@@ -1,5 +1,5 @@
-import ArgumentParser
 import ApusAPI
+import ArgumentParser
 
 @main
 struct Apus: AsyncParsableCommand {

@@ -1,6 +1,7 @@
 import ApusAPI
 import ArgumentParser
 import Foundation
+import UnixSignals
 
 struct MigrateVerb: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
@@ -15,7 +16,8 @@ struct MigrateVerb: AsyncParsableCommand {
     @Flag(help: "Tell each phase and decision; without a terminal, tell progress in lines.") var verbose = false
     @Option(help: ArgumentHelp("The longest pause you accept, in milliseconds.", valueName: "ms")) var maxDowntime = 300
     @Option(help: ArgumentHelp("At most this much on the link, in MB/s.", valueName: "MB/s")) var bandwidth: Double?
-    @Option(help: ArgumentHelp("Give up after this many seconds; the VM then runs on here.", valueName: "s")) var timeout: Double?
+    @Option(help: ArgumentHelp("Give up after this many seconds; the VM then runs on here.", valueName: "s"))
+    var timeout: Double?
     @Flag(help: "Do not wait: print the job and return.") var detach = false
     @OptionGroup var connection: Connection
 
@@ -28,14 +30,17 @@ struct MigrateVerb: AsyncParsableCommand {
     func run() async throws {
         let request = MigrateRequest(
             vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout)
+        // Trapped before the job exists: a Ctrl-C in between must abort it, not leave it without its watcher.
+        let interrupts = detach ? nil : await UnixSignalsSequence(trapping: .sigint)
         try await connection.run { client in
             let job: JobStatus = try await client.post("/v1/migrations", request)
-            if detach {
-                connection.show(job, "Job \(job.id) moves \(job.vm) to \(job.peer); see it with `apus job watch \(job.id)`.")
+            guard let interrupts else {
+                connection.show(
+                    job, "Job \(job.id) moves \(job.vm) to \(job.peer); see it with `apus job watch \(job.id)`.")
                 return
             }
             let watcher = Watcher(client: client, connection: connection, verbose: verbose, ownsJob: true)
-            try await watcher.watch(job)
+            try await watcher.watch(job, interrupts: interrupts)
         }
     }
 }
@@ -84,7 +89,7 @@ struct JobVerb: AsyncParsableCommand {
             try await connection.run { client in
                 let job: JobStatus = try await client.get(JobVerb.path(id))
                 let watcher = Watcher(client: client, connection: connection, verbose: verbose, ownsJob: false)
-                try await watcher.watch(job)
+                try await watcher.watch(job, interrupts: UnixSignalsSequence(trapping: .sigint))
             }
         }
     }

@@ -12,13 +12,14 @@ extension Text {
 
     static func outcome(of job: JobStatus) -> String {
         let stays = job.direction == .outgoing ? "\(job.vm) runs on here." : "\(job.vm) stays on \(job.peer)."
-        let why = job.error.map { " \($0.message)" } ?? ""
+        let why = job.error.map { " \($0.message)\($0.message.hasSuffix(".") ? "" : ".")" } ?? ""
         let advice = job.error?.advice.map { "\n\($0)" } ?? ""
         switch job.phase {
         case .completed where job.direction == .incoming: return "\(job.vm) arrived from \(job.peer)."
         case .completed:
             let pause = job.summary?.downtimeMs.map { "; it paused for \(Units.milliseconds($0))" } ?? ""
-            return "\(job.vm) moved to \(job.peer) in \(Units.duration(job.summary?.totalMs ?? job.progress.elapsedMs))\(pause)."
+            return
+                "\(job.vm) moved to \(job.peer) in \(Units.duration(job.summary?.totalMs ?? job.progress.elapsedMs))\(pause)."
         case .failed: return "\(job.vm) was not moved.\(why) \(stays)\(advice)"
         case .aborted: return "Aborted.\(why) \(stays)"
         case .inDoubt:
@@ -39,15 +40,21 @@ extension Text {
             let text = "\(name)  \(Units.count(form.pages)) pages, \(Units.bytes(form.wireBytes))"
             rows.append((index == 0 ? "pages" : "", text))
         }
-        if !summary.installed.isEmpty {
-            let blocks = summary.installed.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }
-            rows.append(("RAM", blocks.joined(separator: ", ")))
-        }
+        if !summary.installed.isEmpty { rows.append(("RAM", installed(summary.installed))) }
         if summary.sourceCPUS != nil || summary.destinationCPUS != nil {
             func seconds(_ value: Double?) -> String { value.map { "\(Units.decimals($0, 2)) s" } ?? "?" }
-            rows.append(("agent CPU", "source \(seconds(summary.sourceCPUS)), destination \(seconds(summary.destinationCPUS))"))
+            rows.append(
+                ("agent CPU", "source \(seconds(summary.sourceCPUS)), destination \(seconds(summary.destinationCPUS))"))
         }
         return rows
+    }
+
+    /// The blocks by the way they went, `mapped` first; the many small ones of ROMs and tables are only counted.
+    private static func installed(_ blocks: [String: String]) -> String {
+        let ways = Dictionary(grouping: blocks.keys.sorted()) { blocks[$0] ?? "" }.sorted { $0.key < $1.key }
+        return ways.map { way, names in
+            names.count <= 2 ? "\(names.joined(separator: " and ")) \(way)" : "\(names.count) blocks \(way)"
+        }.joined(separator: ", ")
     }
 
     private static func downtime(_ summary: JobSummary) -> String {

@@ -9,7 +9,8 @@ enum Text {
 
     static func started(_ machine: MachineSummary) -> String {
         let verb = machine.origin == .adopted ? "was adopted" : "was started"
-        let line = "\(machine.name) \(verb): \(machine.state.rawValue), pid \(machine.pid.map(String.init) ?? "-"), "
+        let line =
+            "\(machine.name) \(verb): \(machine.state.rawValue), pid \(machine.pid.map(String.init) ?? "-"), "
             + "\(machine.memoryBytes.map(Units.memory) ?? "-"), \(machine.machineType ?? "-") on QEMU \(machine.qemuVersion ?? "-")."
         return line + (machine.note.map { "\n\($0)" } ?? "")
     }

@@ -22,7 +22,9 @@ struct VMVerb: AsyncParsableCommand {
         @OptionGroup var connection: Connection
 
         func validate() throws {
-            if command.isEmpty { throw ValidationError("Give QEMU's command after --, for example -- qemu-system-x86_64 -m 1024.") }
+            if command.isEmpty {
+                throw ValidationError("Give QEMU's command after --, for example -- qemu-system-x86_64 -m 1024.")
+            }
         }
 
         func run() async throws {

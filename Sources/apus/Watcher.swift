@@ -11,7 +11,7 @@ struct Watcher {
     /// `apus migrate`: Ctrl-C aborts. `apus job watch`: it only leaves.
     let ownsJob: Bool
 
-    func watch(_ job: JobStatus) async throws {
+    func watch(_ job: JobStatus, interrupts: UnixSignalsSequence) async throws {
         let updates = try await client.events(job: job.id)
         try await withThrowingTaskGroup(of: Void.self) { group in
             let (inputs, continuation) = AsyncStream.makeStream(of: WatchMachine.Input.self)
@@ -21,7 +21,7 @@ struct Watcher {
                 continuation.yield(.ended)
             }
             group.addTask {
-                for await _ in await UnixSignalsSequence(trapping: .sigint) { continuation.yield(.interrupt) }
+                for await _ in interrupts { continuation.yield(.interrupt) }
             }
             group.addTask {
                 while (try? await Task.sleep(for: .seconds(1))) != nil { continuation.yield(.tick) }
@@ -48,7 +48,8 @@ struct Watcher {
                 case .lost:
                     display.end()
                     throw AgentUnreachable(
-                        socket: client.socket, reason: "it went away while job \(job.id) was \(machine.last.phase.rawValue)")
+                        socket: client.socket,
+                        reason: "it went away while job \(job.id) was \(machine.last.phase.rawValue)")
                 case .leave:
                     display.end()
                     if ownsJob { throw ExitStatus.left.code }

@@ -28,7 +28,8 @@ struct BenchFlow: AsyncParsableCommand {
                 print(
                     pad(content.rawValue, 14), pad("\(count)", -6), pad(fixed(rates[rates.count / 2], 0), -9),
                     pad(fixed(middle.sourceS, 2), -18), pad(fixed(middle.destinationS, 2), -16),
-                    pad(fixed(middle.mallocsPerPage, 4), -14), "  [\(fixed(rates[0], 0)) … \(fixed(rates[rates.count - 1], 0))]")
+                    pad(fixed(middle.mallocsPerPage, 4), -14),
+                    "  [\(fixed(rates[0], 0)) … \(fixed(rates[rates.count - 1], 0))]")
             }
         }
     }

@@ -6,8 +6,8 @@ private let offer = MigrationOffer(
     vm: "vm", definition: "{}", ramBytes: 1 << 29, qemuVersion: "10.0.13", guestRunning: true)
 private let problem = SessionProblem("x", "It broke.")
 
-private func row(_ stage: SourceRecord.Stage) -> SourceRecord { .init(job: "j", guestRunning: true, stage: stage) }
-private func row(_ stage: DestinationRecord.Stage) -> DestinationRecord {
+private func row(_ stage: SourceStage) -> SourceRecord { .init(job: "j", guestRunning: true, stage: stage) }
+private func row(_ stage: DestinationStage) -> DestinationRecord {
     .init(job: "j", guestRunning: true, stage: stage)
 }
 
@@ -119,7 +119,7 @@ private let toStarting = toInDoubt + [.received(.commit)]
     }
 
     @Test func afterARestart() {
-        func restored(_ stage: SourceRecord.Stage) -> [SourceAction] {
+        func restored(_ stage: SourceStage) -> [SourceAction] {
             var session = SourceSession(restoring: row(stage))
             return session.handle(.restarted)
         }
@@ -226,7 +226,7 @@ private let toStarting = toInDoubt + [.received(.commit)]
     }
 
     @Test func afterARestart() {
-        func restored(_ stage: DestinationRecord.Stage, _ qemu: DestinationQemu) -> [DestinationAction] {
+        func restored(_ stage: DestinationStage, _ qemu: DestinationQemu) -> [DestinationAction] {
             var session = DestinationSession(restoring: row(stage))
             #expect(session.handle(.restarted) == [.observeQemu])
             return session.handle(.qemuObserved(qemu))

@@ -74,7 +74,7 @@ extension World {
     }
 
     /// What A concluded. A last record that could not be written is written by the next successor.
-    private var finalStage: SourceRecord.Stage? {
+    private var finalStage: SourceStage? {
         switch a?.state {
         case .completed: .completed
         case .kept(let failure): .kept(failure)

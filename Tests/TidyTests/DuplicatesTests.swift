@@ -50,8 +50,17 @@ import Testing
         let text = try String(contentsOf: file, encoding: .utf8)
         return text.split(separator: "\n", omittingEmptySubsequences: false).enumerated().compactMap { index, raw in
             let line = raw.trimmingCharacters(in: .whitespaces)
-            let isCode = line.contains { $0.isLetter } && !line.hasPrefix("//") && !line.contains("import ")
+            let isCode =
+                line.contains { $0.isLetter } && !line.hasPrefix("//") && !line.contains("import ")
+                && !Self.isBoilerplate(line)
             return isCode ? Line(file: name, number: index + 1, text: line) : nil
         }
+    }
+
+    /// Stored properties and memberwise initialisers look alike wherever the same things are stored.
+    private static func isBoilerplate(_ line: String) -> Bool {
+        let stores = (line.contains("var ") || line.contains("let ")) && !line.contains("=") && !line.contains("{")
+        let assigns = line.hasPrefix("self.") && line.contains(" = ")
+        return stores || assigns || line.hasPrefix("public init(")
     }
 }

@@ -17,7 +17,9 @@ import Testing
         let base = root.appendingPathComponent(folder)
         let paths = FileManager.default.enumerator(atPath: base.path)?.compactMap { $0 as? String } ?? []
         return paths.filter { $0.hasSuffix(".swift") }.sorted().compactMap { path in
-            guard let text = try? String(contentsOf: base.appendingPathComponent(path), encoding: .utf8) else { return nil }
+            guard let text = try? String(contentsOf: base.appendingPathComponent(path), encoding: .utf8) else {
+                return nil
+            }
             return Source(
                 path: "\(folder)/\(path)", module: String(path.prefix { $0 != "/" }),
                 lines: text.components(separatedBy: "\n"))
@@ -80,7 +82,9 @@ import Testing
         let silent = Self.sources.filter { !$0.isTest }.flatMap { source in
             source.lines.indices.filter { index in
                 Self.code(source.lines[index]).contains("@unchecked Sendable")
-                    && !source.lines[max(0, index - 4)...index].contains { $0.contains("// @unchecked:") || $0.contains("// SAFETY:") }
+                    && !source.lines[max(0, index - 4)...index].contains {
+                        $0.contains("// @unchecked:") || $0.contains("// SAFETY:")
+                    }
             }.map { "\(source.path):\($0 + 1)" }
         }
         #expect(silent == [])
@@ -103,13 +107,15 @@ import Testing
     }
     /// Buffers that are made once and reused.
     private static let allowedArrays = [
-        "Sources/ApusWire/Qemu/StreamBuffer.swift", "Sources/ApusSystem/ProcFile.swift", "Sources/ApusSystem/LocalPeer.swift",
+        "Sources/ApusWire/Qemu/StreamBuffer.swift", "Sources/ApusSystem/ProcFile.swift",
+        "Sources/ApusSystem/LocalPeer.swift",
         "Sources/ApusWire/Frames/Payloads.swift",
     ]
 
     @Test func noOpenEnds() {
         let words = ["TO" + "DO", "FIX" + "ME", "XX" + "X"]
-        #expect(offenders { _, line in words.contains { line.contains($0) } } == [])
+        let open = offenders { _, line in line.split { !$0.isLetter }.contains { words.contains(String($0)) } }
+        #expect(open == [])
     }
 
     @Test func filesStaySmall() {

@@ -33,7 +33,9 @@ struct ProblemMiddleware: RouterMiddleware {
     private static func problem(_ error: HTTPError, _ request: Request) -> Problem {
         switch error.status {
         case .notFound:
-            Problem("route-unknown", "There is no \(request.method.rawValue) \(request.uri.path).", advice: "See Docs/api/openapi.yaml.")
+            Problem(
+                "route-unknown", "There is no \(request.method.rawValue) \(request.uri.path).",
+                advice: "See Docs/api/openapi.yaml.")
         case .contentTooLarge:
             Problem("request-too-large", "The request has more than \(APIServer.bodyBytesMax) bytes.")
         default: Problem("request-malformed", error.body ?? "\(error.status)")

@@ -1,8 +1,8 @@
 public import ApusAPI
 import Foundation
+import HTTPTypes
 import Hummingbird
 import HummingbirdCore
-import HTTPTypes
 public import Logging
 import NIOCore
 public import ServiceLifecycle
@@ -81,7 +81,8 @@ public struct ListenAddress: Sendable, Equatable {
 
     /// - Throws: `Problem` `address-invalid`.
     public init(_ text: String, defaultPort: Int? = nil) throws(Problem) {
-        let invalid = Problem("address-invalid", "\"\(text)\" is not an address.", advice: "Write ADDRESS:PORT or [IPV6]:PORT.")
+        let invalid = Problem(
+            "address-invalid", "\"\(text)\" is not an address.", advice: "Write ADDRESS:PORT or [IPV6]:PORT.")
         var host = text
         var port = defaultPort
         let colons = text.count { $0 == ":" }
@@ -110,8 +111,10 @@ public struct ListenAddress: Sendable, Equatable {
         if isLoopback { return }
         guard insecure else {
             throw Problem(
-                "listen-insecure", "The \(purpose) would listen on \(host):\(port) without TLS: guest memory and control in the clear, for anybody.",
-                advice: "Listen on loopback, or say --insecure (link.insecure: true) on a network that you trust wholly.")
+                "listen-insecure",
+                "The \(purpose) would listen on \(host):\(port) without TLS: guest memory and control in the clear, for anybody.",
+                advice:
+                    "Listen on loopback, or say --insecure (link.insecure: true) on a network that you trust wholly.")
         }
         logger.warning(
             "listens beyond loopback without TLS: anybody who can reach it can read guests and run QEMU here",

@@ -31,6 +31,7 @@ public struct Agent: Sendable {
         let store = try Store(path: config.databasePath)
         let machines = Machines(config: config, store: store, logger: logger)
         let found = try await machines.restore()
+        Task { await machines.warmUp() }
         let migrations = Migrations(machines: machines, store: store, config: config, logger: logger)
         let server = APIServer(machines: machines, migrations: migrations, info: info(), config: config, logger: logger)
         logger.notice(
@@ -65,12 +66,14 @@ public struct Agent: Sendable {
             }
             // One directory for both would be locked against ourselves.
             if path == config.runDirectory, !locks.isEmpty, config.runDirectory == config.stateDirectory { continue }
-            do throws(SystemFailure) {
+            do throws(SystemError) {
                 locks.append(try FileLock(path: path + "/agent.lock"))
-            } catch where error.errno == EWOULDBLOCK {
+            } catch  where error.code == EWOULDBLOCK {
                 throw Problem(
                     "agent-running", "Another agent uses \(path).",
-                    advice: "There is one agent for each state and run directory; stop that one, or name others with --state and --run.")
+                    advice:
+                        "There is one agent for each state and run directory; stop that one, or name others with --state and --run."
+                )
             } catch {
                 throw Problem("directory-unusable", "\(path) cannot be used: \(error.reason).")
             }

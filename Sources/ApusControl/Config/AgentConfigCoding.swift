@@ -87,7 +87,9 @@ extension AgentConfig {
         guard (1...Self.lanesMax).contains(link.lanes) else {
             throw Problem("config-invalid", "link.lanes is \(link.lanes); it can be 1 to \(Self.lanesMax).")
         }
-        for (name, path) in [("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory)] {
+        for (name, path) in [
+            ("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory),
+        ] {
             guard path.hasPrefix("/") else {
                 throw Problem("config-invalid", "\(name) is \"\(path)\"; it must be an absolute path.")
             }

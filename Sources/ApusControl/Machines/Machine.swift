@@ -39,8 +39,8 @@ public final class Machine: Sendable {
 
     /// Signals this very process.
     ///
-    /// - Throws: `SystemFailure`, `ESRCH` when it has ended.
-    public func signal(_ number: Int32) throws(SystemFailure) { try process.signal(number) }
+    /// - Throws: `SystemError`, `ESRCH` when it has ended.
+    public func signal(_ number: Int32) throws(SystemError) { try process.signal(number) }
 }
 
 extension ProcessHandle {

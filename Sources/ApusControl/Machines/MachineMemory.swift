@@ -25,7 +25,9 @@ public struct MachineMemory: Sendable, Equatable {
     /// Finds the blocks (name and length in bytes) of a running QEMU. What cannot be told for certain is `.stream`.
     ///
     /// - Throws: `CancellationError`.
-    public static func locate(blocks: [(name: String, bytes: UInt64)], in machine: Machine) async throws -> MachineMemory {
+    public static func locate(blocks: [(name: String, bytes: UInt64)], in machine: Machine) async throws
+        -> MachineMemory
+    {
         try await locate(blocks: blocks, pid: machine.pid, qmp: machine.qmp)
     }
 
@@ -50,7 +52,8 @@ public struct MachineMemory: Sendable, Equatable {
         descriptorPath: (MappedRange) -> String?
     ) -> MachineMemory {
         let addresses = Dictionary(
-            infos.compactMap { info in info.hostAddress.map { (info.name, $0) } }, uniquingKeysWith: { first, _ in first })
+            infos.compactMap { info in info.hostAddress.map { (info.name, $0) } },
+            uniquingKeysWith: { first, _ in first })
         var locations: [String: Location] = [:]
         for block in blocks {
             let shared = sharedRange(for: block, in: maps, at: addresses[block.name])
@@ -81,7 +84,7 @@ public struct MachineMemory: Sendable, Equatable {
         return named.count == 1 ? named[0] : nil
     }
 
-    /// QEMU names the files it makes in a directory `qemu_back_mem.ID.XXXXXX`; block names may have a path before the id.
+    /// QEMU names the files it makes in a directory `qemu_back_mem.ID. and six random letters`; block names may have a path before the id.
     private static func fileStem(_ block: String) -> String {
         "qemu_back_mem.\(block.split(separator: "/").last.map(String.init) ?? block)."
     }

@@ -32,6 +32,9 @@ public actor Machines {
 
     // MARK: Looking
 
+    /// See ``QemuCatalog/warmUp()``.
+    func warmUp() async { await catalog.warmUp() }
+
     /// All VMs by name, each asked how it is.
     public func list() async -> [MachineSummary] {
         let all = Array(entries.values)

@@ -29,14 +29,16 @@ extension Machines {
             let running = Self.commandLine(of: qmp.peerPID)
         else {
             throw Problem(
-                "process-hidden", "The process behind \(request.qmpPath) (pid \(qmp.peerPID)) cannot be seen by the agent.",
+                "process-hidden",
+                "The process behind \(request.qmpPath) (pid \(qmp.peerPID)) cannot be seen by the agent.",
                 advice: "The agent must run in the same PID namespace as QEMU, as its user or as root.")
         }
         if let same = entries.values.first(where: { $0.record.process == process.identity }) {
             throw Problem("already-managed", "This QEMU (pid \(process.pid)) is already managed as \"\(same.name)\".")
         }
         guard let name = try await qmp.execute(.queryName).name ?? request.name else {
-            throw Problem("name-missing", "The QEMU behind \(request.qmpPath) has no name.", advice: "Give one: --name NAME.")
+            throw Problem(
+                "name-missing", "The QEMU behind \(request.qmpPath) has no name.", advice: "Give one: --name NAME.")
         }
         let chosen = request.name ?? name
         try await reserve(chosen)

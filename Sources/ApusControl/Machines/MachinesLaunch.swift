@@ -58,7 +58,9 @@ extension Machines {
 
     /// Memory of VMs that are arriving: they take it bit by bit, so the kernel still counts it as free.
     private var promisedBytes: UInt64 {
-        entries.values.filter { $0.record.phase == .incoming && !$0.isGone }.reduce(0) { $0 + $1.record.definition.ramBytes }
+        entries.values.filter { $0.record.phase == .incoming && !$0.isGone }.reduce(0) {
+            $0 + $1.record.definition.ramBytes
+        }
     }
 
     private func launch(_ draft: MachineDefinition, incoming: Bool) async throws -> Machine {
@@ -108,7 +110,7 @@ extension Machines {
             // A launcher may have forked: the VM is the process behind the monitor.
             let qemu = qmp.peerPID == process.pid ? process : try ProcessHandle.open(pid: qmp.peerPID)
             return Machine(
-                definition: try await Self.resolved(draft, qmp), qmp: qmp, runDirectory: run, logPath: log,
+                definition: try await definition(of: draft, qmp), qmp: qmp, runDirectory: run, logPath: log,
                 launchNotes: notes, process: qemu)
         } catch {
             let said = QemuStart.lastWords(log)
@@ -118,9 +120,19 @@ extension Machines {
             if error is CancellationError { throw error }
             let how = exit.map { "QEMU \($0.told)" } ?? "QEMU did not get ready (\(error))"
             throw Problem(
-                "qemu-start-failed", "\(draft.name) could not be started on this host: \(how)\(said.isEmpty ? "." : ": \(said).")",
+                "qemu-start-failed",
+                "\(draft.name) could not be started on this host: \(how)\(said.isEmpty ? "." : ": \(said).")",
                 advice: (["Every file and device of its command must be here too."] + notes).joined(separator: " "))
         }
+    }
+
+    /// What arrives was resolved at its source, and is the same here or QEMU would not have started: every question would
+    /// only make the migration longer.
+    private func definition(of draft: MachineDefinition, _ qmp: QMPClient) async throws -> MachineDefinition {
+        guard draft.origin == .migrated else { return try await Self.resolved(draft, qmp) }
+        var definition = draft
+        definition.qemuVersion = qmp.version.description
+        return definition
     }
 
     /// The definition with what only the running QEMU knows.

@@ -18,7 +18,8 @@ struct QemuBinary: Sendable {
 /// Asks each QEMU binary once.
 actor QemuCatalog {
     private struct Key: Hashable {
-        let launcher: [String]
+        /// Words before the binary: `taskset`, `ip netns exec …`.
+        let wrapper: [String]
         let file: FileIdentity
     }
 
@@ -31,20 +32,25 @@ actor QemuCatalog {
 
     init(runDirectory: String) { self.runDirectory = runDirectory }
 
+    /// Asks the QEMU on the search path ahead of time, so that the first VM to arrive need not wait for it.
+    func warmUp() async { _ = try? await binary(launcher: ["qemu-system-x86_64"], workingDirectory: nil) }
+
     /// - Throws: `Problem` `qemu-missing`, `qemu-unusable`.
     func binary(launcher: [String], workingDirectory: String?) async throws -> QemuBinary {
         let executable = try Executable.find(launcher[0], workingDirectory: workingDirectory)
         // The QEMU itself may be a later word of the launcher; a new version of it is a new file too.
-        let qemu = (try? Executable.find(launcher[launcher.count - 1], workingDirectory: workingDirectory)) ?? executable
+        let qemu =
+            (try? Executable.find(launcher[launcher.count - 1], workingDirectory: workingDirectory)) ?? executable
         guard let file = try? FileIdentity.of(path: qemu) else { throw Executable.missing(qemu) }
-        let key = Key(launcher: launcher, file: file)
+        let key = Key(wrapper: Array(launcher.dropLast()), file: file)
         if let found = known[key] { return found }
         let binary = try await probe(executable, Array(launcher.dropFirst()), workingDirectory)
         known[key] = binary
         return binary
     }
 
-    private func probe(_ executable: String, _ words: [String], _ workingDirectory: String?) async throws -> QemuBinary {
+    private func probe(_ executable: String, _ words: [String], _ workingDirectory: String?) async throws -> QemuBinary
+    {
         probes += 1
         let stem = "\(runDirectory)/probe-\(probes)"
         let log = stem + ".log"
@@ -52,12 +58,15 @@ actor QemuCatalog {
         defer {
             for path in [log, socket] { try? FileManager.default.removeItem(atPath: path) }
         }
-        let arguments = ["-M", "none", "-nodefaults", "-display", "none", "-S", "-qmp", "unix:\(socket),server=on,wait=off"]
+        let arguments = [
+            "-M", "none", "-nodefaults", "-display", "none", "-S", "-qmp", "unix:\(socket),server=on,wait=off",
+        ]
         let process: ProcessHandle
         do {
             process = try ProcessHandle.spawn(
                 SpawnRequest(
-                    executable: executable, arguments: words + arguments, workingDirectory: workingDirectory, logPath: log))
+                    executable: executable, arguments: words + arguments, workingDirectory: workingDirectory,
+                    logPath: log))
         } catch {
             throw Problem("qemu-unusable", "\(executable) could not be started: \(error.reason).")
         }
@@ -71,7 +80,8 @@ actor QemuCatalog {
         } catch let error where !(error is CancellationError) {
             let said = QemuStart.lastWords(log)
             throw Problem(
-                "qemu-unusable", "\(executable) did not answer as a QEMU (\(error))\(said.isEmpty ? "." : "; it said: \(said)")",
+                "qemu-unusable",
+                "\(executable) did not answer as a QEMU (\(error))\(said.isEmpty ? "." : "; it said: \(said)")",
                 advice: "Start it by hand with -M none to see why.")
         }
     }

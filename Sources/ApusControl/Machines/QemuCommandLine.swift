@@ -23,7 +23,8 @@ public struct QemuCommandLine: Sendable, Equatable {
     public init(_ command: [String]) throws(Problem) {
         guard let first = command.first, !first.isEmpty else {
             throw Problem(
-                "command-empty", "The QEMU command is empty.", advice: "Give it after --: -- qemu-system-x86_64 -m 1024 …")
+                "command-empty", "The QEMU command is empty.",
+                advice: "Give it after --: -- qemu-system-x86_64 -m 1024 …")
         }
         let binary = Self.looksLikeQemu(first) ? 0 : command.firstIndex(where: Self.looksLikeQemu) ?? 0
         launcher = Array(command[...binary])
@@ -113,7 +114,9 @@ extension QemuCommandLine {
     public mutating func setMachineOption(_ key: String, _ value: String) {
         var placed = false
         for index in arguments.indices {
-            guard case .option(let name, let text?) = arguments[index], name == "machine" || name == "M" else { continue }
+            guard case .option(let name, let text?) = arguments[index], name == "machine" || name == "M" else {
+                continue
+            }
             var list = KeyValueList(text, implied: "type")
             list[key] = placed ? nil : value
             placed = true

@@ -24,7 +24,7 @@ public enum DestinationEvent: Sendable, Equatable {
     /// The answer to `observeQemu`.
     case qemuObserved(DestinationQemu)
     /// The record could not be written; the rest of its list was not performed.
-    case recordFailed(DestinationRecord.Stage, String)
+    case recordFailed(DestinationStage, String)
     case userAborted
     case peerSilent
     /// See `wantsRetry`.
@@ -58,26 +58,15 @@ public enum DestinationAction: Sendable, Equatable {
     case finish
 }
 
-/// The row that survives the agent.
-public struct DestinationRecord: Codable, Sendable, Equatable {
-    public enum Stage: Codable, Sendable, Equatable {
-        /// A QEMU may exist here that nothing depends on.
-        case incoming
-        case prepared
-        case committed
-        case completed(ResumeReport)
-        case discarded(SessionFailure)
-        case lost(mayHaveRun: Bool)
-    }
-    public var job: String
-    public var guestRunning: Bool
-    public var stage: Stage
-
-    public init(job: String, guestRunning: Bool, stage: Stage) {
-        self.job = job
-        self.guestRunning = guestRunning
-        self.stage = stage
-    }
+/// How far a session has come, durably.
+public enum DestinationStage: Codable, Sendable, Equatable {
+    /// A QEMU may exist here that nothing depends on.
+    case incoming
+    case prepared
+    case committed
+    case completed(ResumeReport)
+    case discarded(SessionFailure)
+    case lost(mayHaveRun: Bool)
 }
 
 extension SessionProblem {

@@ -40,7 +40,7 @@ public struct DestinationSession: Sendable {
         case deciding
         /// Committed; the guest is being started.
         case starting
-        case recovering(DestinationRecord.Stage)
+        case recovering(DestinationStage)
         case completed(ResumeReport)
         case discarded(SessionFailure)
         /// The copy was complete and its QEMU died.
@@ -331,7 +331,7 @@ extension DestinationSession {
 
 extension DestinationSession {
     private mutating func recovering(
-        _ stage: DestinationRecord.Stage, _ event: DestinationEvent
+        _ stage: DestinationStage, _ event: DestinationEvent
     ) -> [DestinationAction] {
         switch event {
         case .restarted:
@@ -353,7 +353,7 @@ extension DestinationSession {
     }
 
     private mutating func recovered(
-        _ stage: DestinationRecord.Stage, _ qemu: DestinationQemu
+        _ stage: DestinationStage, _ qemu: DestinationQemu
     ) -> [DestinationAction] {
         switch (stage, qemu) {
         case (.prepared, .paused):
@@ -373,7 +373,7 @@ extension DestinationSession {
         }
     }
 
-    private func record(_ stage: DestinationRecord.Stage) -> DestinationRecord {
+    private func record(_ stage: DestinationStage) -> DestinationRecord {
         DestinationRecord(job: job, guestRunning: guestRunning, stage: stage)
     }
 

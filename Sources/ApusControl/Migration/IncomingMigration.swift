@@ -96,6 +96,9 @@ actor IncomingMigration {
         flow = nil
         // Whoever came too late is answered by the record when it comes again.
         for await case .linked(let late, _) in inputs { late.cut() }
+        // The flow reports to this actor, which holds it: let it go, with all its buffers.
+        router.setFlow(nil)
+        flow = nil
     }
 
     private func events(for input: SessionInput<DestinationEvent>) -> [DestinationEvent] {
@@ -124,15 +127,11 @@ actor IncomingMigration {
 
     private func handle(_ event: DestinationEvent) async {
         var next: DestinationEvent? = event
-        var reached: DestinationRecord.Stage?
+        var reached: DestinationStage?
         while let event = next {
             next = nil
             let actions = session.handle(event)
-            logger.debug(
-                "session",
-                metadata: [
-                    "job": "\(job)", "event": "\(event)", "state": "\(session.state.name)", "actions": "\(actions)",
-                ])
+            services.trace(job, "\(event)", session.state.name, actions.map(\.point))
             for action in actions {
                 await services.rehearsal?.hold("destination", before: action.point)
                 guard case .record(let record) = action else {
@@ -157,7 +156,7 @@ actor IncomingMigration {
     }
 
     /// Tells the registry what the VM is to this host from now on.
-    private func reflect(_ stage: DestinationRecord.Stage) async {
+    private func reflect(_ stage: DestinationStage) async {
         guard let machine else { return }
         do {
             switch stage {

@@ -31,7 +31,8 @@ final class LinkRouter<Event: Sendable>: Sendable {
         self.inbox = inbox
     }
 
-    func setFlow(_ take: @escaping @Sendable (ControlLink.Message) -> Void) { flow.update { $0 = take } }
+    /// Nil when the flow is over: the router must not keep what the session has let go.
+    func setFlow(_ take: (@Sendable (ControlLink.Message) -> Void)?) { flow.update { $0 = take } }
 
     /// The flow is over: what it held goes.
     func clearFlow() { flow.update { $0 = nil } }

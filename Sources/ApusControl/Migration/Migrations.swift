@@ -29,6 +29,9 @@ public actor Migrations {
         rehearsal = Rehearsal(runDirectory: config.runDirectory)
     }
 
+    /// An offer holds it as text within text, which may double it.
+    private static let definitionBytesMax = SessionLimits.offerBytesMax / 2 - (64 << 10)
+
     // MARK: What people ask for
 
     /// Starts to move a VM; returns once the job exists.
@@ -55,8 +58,15 @@ public actor Migrations {
         let migration = OutgoingMigration(
             services, job: job, machine: machine, peer: peer, request, guestRunning: state == .running)
         do {
+            let definition = try SessionRow.encode(machine.definition)
+            guard definition.utf8.count <= Self.definitionBytesMax else {
+                throw Problem(
+                    "definition-too-long",
+                    "The command of \(request.vm) has \(definition.utf8.count) bytes, more than \(Self.definitionBytesMax).",
+                    advice: "Put parts of it into a file and use -readconfig.")
+            }
             offer = MigrationOffer(
-                vm: request.vm, definition: try SessionRow.encode(machine.definition),
+                vm: request.vm, definition: definition,
                 ramBytes: machine.definition.ramBytes, qemuVersion: machine.definition.qemuVersion,
                 guestRunning: state == .running,
                 options: [
@@ -184,7 +194,8 @@ public actor Migrations {
     private func endpoint(of host: String) throws(Problem) -> Endpoint {
         let address = config.hosts[host] ?? host
         guard let endpoint = Endpoint(address, defaultPort: UInt16(AgentConfig.linkPort)) else {
-            throw Problem("host-invalid", "\(host) is not a host: \(address) is no ADDRESS[:PORT].",
+            throw Problem(
+                "host-invalid", "\(host) is not a host: \(address) is no ADDRESS[:PORT].",
                 advice: "Give an address, or a name under hosts in the agent's configuration file.")
         }
         return endpoint

@@ -113,6 +113,9 @@ actor OutgoingMigration {
         transfer = nil
         // Whoever came too late is answered by the record when it comes again.
         for await case .linked(let late, _) in inputs { late.cut() }
+        // The flow reports to this actor, which holds it: let it go, with all its buffers.
+        router.setFlow(nil)
+        transfer = nil
     }
 
     private func events(for input: SessionInput<SourceEvent>) -> [SourceEvent] {
@@ -162,11 +165,7 @@ actor OutgoingMigration {
         while let event = next {
             next = nil
             let actions = session.handle(event)
-            logger.debug(
-                "session",
-                metadata: [
-                    "job": "\(job)", "event": "\(event)", "state": "\(session.state.name)", "actions": "\(actions)",
-                ])
+            services.trace(job, "\(event)", session.state.name, actions.map(\.point))
             for action in actions {
                 await services.rehearsal?.hold("source", before: action.point)
                 guard case .record(let record) = action else {
@@ -177,7 +176,7 @@ actor OutgoingMigration {
                     try await services.store.save(
                         SessionRow(
                             job: job, role: .source, vm: request.vm, peer: peer.description,
-                            record: try SessionRow.encode(record)))
+                            record: try SessionRow.encode(record)), durable: record.stage == .committed)
                     if record.stage == .committed { marks.committed = Instant.now() }
                 } catch {
                     next = .recordFailed(record.stage, "\(error)")

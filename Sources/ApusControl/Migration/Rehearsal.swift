@@ -75,7 +75,7 @@ extension DestinationAction {
     }
 }
 
-extension SourceRecord.Stage {
+extension SourceStage {
     var name: String {
         switch self {
         case .started: "started"
@@ -89,7 +89,7 @@ extension SourceRecord.Stage {
     }
 }
 
-extension DestinationRecord.Stage {
+extension DestinationStage {
     var name: String {
         switch self {
         case .incoming: "incoming"

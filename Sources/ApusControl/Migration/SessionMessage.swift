@@ -330,6 +330,24 @@ public enum SessionFailure: Error, Codable, Sendable, Equatable {
     public var phase: SessionPhase { self == .userAborted ? .aborted : .failed }
 }
 
+// MARK: - Records
+
+/// The row of a session that survives the agent.
+public struct SessionRecord<Stage: Codable & Sendable & Equatable>: Codable, Sendable, Equatable {
+    public var job: String
+    public var guestRunning: Bool
+    public var stage: Stage
+
+    public init(job: String, guestRunning: Bool, stage: Stage) {
+        self.job = job
+        self.guestRunning = guestRunning
+        self.stage = stage
+    }
+}
+
+public typealias SourceRecord = SessionRecord<SourceStage>
+public typealias DestinationRecord = SessionRecord<DestinationStage>
+
 // MARK: - Wire form
 
 extension SessionEnvelope: Codable {

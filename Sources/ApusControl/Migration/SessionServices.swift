@@ -17,13 +17,22 @@ struct SessionServices: Sendable {
     let linkPort: UInt16
     let lanes: LaneRegistry
     let rehearsal: Rehearsal?
+
+    /// One step of a session, for the log. Of the event its beginning: an offer holds its job's secret further on.
+    func trace(_ job: String, _ event: @autoclosure () -> String, _ state: String, _ actions: [String]) {
+        logger.debug(
+            "session",
+            metadata: [
+                "job": "\(job)", "event": "\(event().prefix(80))", "state": "\(state)", "actions": "\(actions)",
+            ])
+    }
 }
 
 enum SessionTimes {
     /// Heartbeats go out, watchdogs look, retries fall due.
     static let beat: Duration = .milliseconds(500)
     /// QEMU is asked for its counters, the gate looks, progress is published.
-    static let sample: Duration = .milliseconds(50)
+    static let sample: Duration = .milliseconds(25)
     /// A peer not heard of for so long is silent.
     static let silenceMs = 5_000.0
     /// A lane whose bytes nobody confirms for so long is stalled.
@@ -97,7 +106,8 @@ extension Token {
 }
 
 extension SessionEnvelope {
-    /// The frame that carries this message.
+    /// The frame that carries this message. Its texts are our own and short, but for an offer's definition, whose length
+    /// is checked before.
     var frame: ControlLink.Message { .init(.control, Array((try? JSONEncoder().encode(self)) ?? Data())) }
 
     /// - Throws: `Problem` when the peer sent something else.

@@ -29,7 +29,7 @@ public enum SourceEvent: Sendable, Equatable {
     /// The answer to `observeQemu`.
     case qemuObserved(SourceQemu)
     /// The record could not be written; the rest of its list was not performed.
-    case recordFailed(SourceRecord.Stage, String)
+    case recordFailed(SourceStage, String)
     case userAborted
     /// The job's own time limit.
     case deadlinePassed
@@ -86,27 +86,16 @@ public enum SourceAction: Sendable, Equatable {
     case finish
 }
 
-/// The row that survives the agent.
-public struct SourceRecord: Codable, Sendable, Equatable {
-    public enum Stage: Codable, Sendable, Equatable {
-        case started
-        /// The destination is prepared and SHUT 0 may have been delivered.
-        case releasing
-        case committed
-        case aborted(SessionFailure)
-        case completed
-        case kept(SessionFailure)
-        case lost(SessionFailure, wasCommitted: Bool)
-    }
-    public var job: String
-    public var guestRunning: Bool
-    public var stage: Stage
-
-    public init(job: String, guestRunning: Bool, stage: Stage) {
-        self.job = job
-        self.guestRunning = guestRunning
-        self.stage = stage
-    }
+/// How far a session has come, durably.
+public enum SourceStage: Codable, Sendable, Equatable {
+    case started
+    /// The destination is prepared and SHUT 0 may have been delivered.
+    case releasing
+    case committed
+    case aborted(SessionFailure)
+    case completed
+    case kept(SessionFailure)
+    case lost(SessionFailure, wasCommitted: Bool)
 }
 
 extension SourceSession.State {

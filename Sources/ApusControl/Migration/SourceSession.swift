@@ -64,7 +64,7 @@ public struct SourceSession: Sendable {
         /// `wasReleasing`: a successor may not presume `abort`, so the record must be written before going on.
         /// `from`: the phase it was given up in, which people go on seeing until the guest is back.
         case aborting(SessionFailure, wasReleasing: Bool, from: SessionPhase)
-        case recovering(SourceRecord.Stage)
+        case recovering(SourceStage)
         /// The VM runs at the destination and nothing of it is left here.
         case completed
         /// Not committed; the VM is here as it was before.
@@ -444,7 +444,7 @@ extension SourceSession {
         }
     }
 
-    private mutating func end(_ outcome: State, _ stage: SourceRecord.Stage) -> [SourceAction] {
+    private mutating func end(_ outcome: State, _ stage: SourceStage) -> [SourceAction] {
         state = outcome
         return [.record(record(stage)), .finish]
     }
@@ -482,7 +482,7 @@ extension SourceSession {
 // MARK: - After an agent restart
 
 extension SourceSession {
-    private mutating func recovering(_ stage: SourceRecord.Stage, _ event: SourceEvent) -> [SourceAction] {
+    private mutating func recovering(_ stage: SourceStage, _ event: SourceEvent) -> [SourceAction] {
         switch event {
         case .restarted: return restarted(stage)
         case .qemuObserved(.handedOver): return commit()
@@ -505,7 +505,7 @@ extension SourceSession {
         }
     }
 
-    private mutating func restarted(_ stage: SourceRecord.Stage) -> [SourceAction] {
+    private mutating func restarted(_ stage: SourceStage) -> [SourceAction] {
         switch stage {
         case .started: return abort(.agentRestarted)
         case .releasing: return [.observeQemu]
@@ -519,7 +519,7 @@ extension SourceSession {
         }
     }
 
-    private func record(_ stage: SourceRecord.Stage) -> SourceRecord {
+    private func record(_ stage: SourceStage) -> SourceRecord {
         SourceRecord(job: job, guestRunning: guestRunning, stage: stage)
     }
 

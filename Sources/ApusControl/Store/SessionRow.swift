@@ -4,8 +4,9 @@ import GRDB
 
 /// One side's record of a migration, as its session last wrote it. The commit point is such a row.
 ///
-/// Written before anything that follows from it. It has to survive the agent, not the host: when the host goes down its
-/// QEMU goes with it, and nobody can run the VM twice.
+/// Written before anything that follows from it. Most rows have to survive the agent, not the host: when the host goes
+/// down its QEMU goes with it. Not so the commit: the destination may hold the only copy and ask for the verdict after
+/// the source host has come back, and a row lost with the power would answer `abort`.
 public struct SessionRow: Sendable, Equatable {
     public enum Role: String, Sendable { case source, destination }
     public var job: String
@@ -36,8 +37,9 @@ public struct SessionRow: Sendable, Equatable {
 }
 
 extension Store {
-    public func save(_ row: SessionRow) async throws(Problem) {
-        try await write { database in
+    /// - Parameter durable: on disk when this returns, not only in the kernel's hands.
+    public func save(_ row: SessionRow, durable: Bool = false) async throws(Problem) {
+        try await write(durable: durable) { database in
             try database.execute(
                 sql: """
                     INSERT INTO sessions (job, role, vm, peer, record) VALUES (?, ?, ?, ?, ?)

@@ -5,7 +5,7 @@ import GRDB
 
 /// The agent's memory across restarts: one SQLite file.
 ///
-/// Everything is durable when the agent dies (WAL, `synchronous=NORMAL`); see ``SessionRow`` for why that is enough.
+/// Everything is durable when the agent dies (WAL, `synchronous=NORMAL`); see ``SessionRow`` for what has to survive more.
 public final class Store: Sendable {
     public let path: String
     private let database: DatabaseQueue
@@ -55,7 +55,9 @@ public final class Store: Sendable {
     private static func corrupt(_ path: String, _ text: String) -> Problem {
         Problem(
             "store-corrupt", "The database \(path) is damaged (\(text)).",
-            advice: "Keep the file for inspection, move it away and start again: running VMs can be adopted by their QMP sockets.")
+            advice:
+                "Keep the file for inspection, move it away and start again: running VMs can be adopted by their QMP sockets."
+        )
     }
 
     private static var migrator: DatabaseMigrator {
@@ -148,7 +150,8 @@ public final class Store: Sendable {
     public func jobs(limit: Int = 1000) async throws(Problem) -> [JobStatus] {
         try await read {
             try Self.decoded(
-                String.fetchAll($0, sql: "SELECT status FROM jobs ORDER BY started_at DESC, id LIMIT ?", arguments: [limit]))
+                String.fetchAll(
+                    $0, sql: "SELECT status FROM jobs ORDER BY started_at DESC, id LIMIT ?", arguments: [limit]))
         }
     }
 
@@ -160,8 +163,19 @@ public final class Store: Sendable {
         }
     }
 
-    func write(_ body: @escaping @Sendable (Database) throws -> Void) async throws(Problem) {
-        do { try await database.write(body) } catch { throw Self.failed(path, error) }
+    func write(
+        durable: Bool = false, _ body: @escaping @Sendable (Database) throws -> Void
+    ) async throws(Problem) {
+        do {
+            try await database.writeWithoutTransaction { database in
+                if durable { try database.execute(sql: "PRAGMA synchronous = FULL") }
+                defer { if durable { try? database.execute(sql: "PRAGMA synchronous = NORMAL") } }
+                try database.inTransaction(.immediate) {
+                    try body(database)
+                    return .commit
+                }
+            }
+        } catch { throw Self.failed(path, error) }
     }
 
     func read<T: Sendable>(_ body: @escaping @Sendable (Database) throws -> T) async throws(Problem) -> T {

@@ -82,7 +82,8 @@ public struct FrameHeader: Equatable, Sendable {
         switch kind {
         case .hello, .welcome: 64
         case .refusal: 1024
-        case .control: 256 << 10
+        // An offer carries a VM's definition.
+        case .control: 1 << 20
         case .stream, .returnPath: 64 << 10
         case .layout: 512 << 10
         case .batch: BatchLimits.payloadBytesMax

@@ -196,7 +196,9 @@ public enum LayoutPayload {
 struct ByteWriter {
     private(set) var bytes: [UInt8] = []
     mutating func put<T: FixedWidthInteger>(_ value: T) {
-        for shift in stride(from: 0, to: T.bitWidth, by: 8) { bytes.append(UInt8(truncatingIfNeeded: value >> T(shift))) }
+        for shift in stride(from: 0, to: T.bitWidth, by: 8) {
+            bytes.append(UInt8(truncatingIfNeeded: value >> T(shift)))
+        }
     }
     mutating func put(_ text: String.UTF8View) { bytes.append(contentsOf: text) }
 }

@@ -11,7 +11,8 @@ extension Bench {
     func server() -> APIServer {
         let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
         let migrations = Migrations(machines: machines, store: store, config: config, logger: logger)
-        return APIServer(machines: machines, migrations: migrations, info: Samples.agent, config: config, logger: logger)
+        return APIServer(
+            machines: machines, migrations: migrations, info: Samples.agent, config: config, logger: logger)
     }
 
     /// Serves the API while `body` runs.
@@ -24,7 +25,9 @@ extension Bench {
                     return nil
                 }
             }
-            while !FileManager.default.fileExists(atPath: config.apiSocket) { try await Task.sleep(for: .milliseconds(5)) }
+            while !FileManager.default.fileExists(atPath: config.apiSocket) {
+                try await Task.sleep(for: .milliseconds(5))
+            }
             let client = AgentClient(socket: config.apiSocket)
             let result: Result<T, any Error>
             do { result = .success(try await body(client)) } catch { result = .failure(error) }
@@ -42,14 +45,18 @@ extension Bench {
             #expect(try await client.get("/v1/agent", as: AgentInfo.self) == Samples.agent)
             #expect(try await client.get("/v1/vms", as: [MachineSummary].self).isEmpty)
             #expect(try await client.get("/v1/migrations", as: [JobStatus].self).isEmpty)
-            let unknown = await #expect(throws: Problem.self) { try await client.get("/v1/vms/nope", as: MachineSummary.self) }
+            let unknown = await #expect(throws: Problem.self) {
+                try await client.get("/v1/vms/nope", as: MachineSummary.self)
+            }
             #expect(unknown?.code == "vm-unknown")
             let route = await #expect(throws: Problem.self) { try await client.get("/v2", as: AgentInfo.self) }
             #expect(route?.code == "route-unknown")
             let shape = await #expect(throws: Problem.self) {
                 try await client.post("/v1/vms", ["name": "web"], as: MachineSummary.self)
             }
-            #expect(shape?.code == "request-malformed" && shape?.message == "The request is not a RunRequest: command is missing.")
+            #expect(
+                shape?.code == "request-malformed"
+                    && shape?.message == "The request is not a RunRequest: command is missing.")
             let command = [String](repeating: "x", count: 400_000)
             let large = await #expect(throws: Problem.self) {
                 try await client.post("/v1/vms", RunRequest(name: "web", command: command), as: MachineSummary.self)
@@ -60,7 +67,8 @@ extension Bench {
             }
             #expect(name?.code == "name-invalid")
         }
-        let mode = try FileManager.default.attributesOfItem(atPath: bench.config.databasePath)[.posixPermissions] as? Int
+        let mode =
+            try FileManager.default.attributesOfItem(atPath: bench.config.databasePath)[.posixPermissions] as? Int
         #expect(mode == 0o600)
         await bench.end()
     }
@@ -82,7 +90,10 @@ extension Bench {
         let bench = try Bench()
         try await bench.serving { (client: AgentClient) async throws -> Void in
             let request = RunRequest(
-                name: "web", command: [RealQemu.launchers[0], "-accel", "tcg", "-m", "98312K", "-nodefaults", "-display", "none", "-S"])
+                name: "web",
+                command: [
+                    RealQemu.launchers[0], "-accel", "tcg", "-m", "98312K", "-nodefaults", "-display", "none", "-S",
+                ])
             let machine = try await client.post("/v1/vms", request, as: MachineSummary.self)
             #expect(machine.state == .paused)
             #expect(try await client.get("/v1/vms/web", as: MachineSummary.self) == machine)
@@ -98,11 +109,15 @@ extension Bench {
         await client.shutdown()
     }
 
-    @Test("addresses", arguments: [
-        ("127.0.0.1:7421", "127.0.0.1", 7421, true), ("[::1]:1", "::1", 1, true), ("localhost:80", "localhost", 80, true),
-        ("0.0.0.0:7421", "0.0.0.0", 7421, false), ("127.evil.example:1", "127.evil.example", 1, false), ("b", "b", 9, false),
-        ("10.0.0.1", "10.0.0.1", 9, false), ("fe80::1", "fe80::1", 9, false), ("[fe80::1]", "fe80::1", 9, false),
-    ])
+    @Test(
+        "addresses",
+        arguments: [
+            ("127.0.0.1:7421", "127.0.0.1", 7421, true), ("[::1]:1", "::1", 1, true),
+            ("localhost:80", "localhost", 80, true),
+            ("0.0.0.0:7421", "0.0.0.0", 7421, false), ("127.evil.example:1", "127.evil.example", 1, false),
+            ("b", "b", 9, false),
+            ("10.0.0.1", "10.0.0.1", 9, false), ("fe80::1", "fe80::1", 9, false), ("[fe80::1]", "fe80::1", 9, false),
+        ])
     func addresses(text: String, host: String, port: Int, loopback: Bool) throws {
         let address = try ListenAddress(text, defaultPort: 9)
         #expect(address.host == host && address.port == port && address.isLoopback == loopback)
@@ -120,7 +135,9 @@ extension Bench {
         let logger = Logger(label: "test") { _ in SwiftLogNoOpLogHandler() }
         let migrations = Migrations(machines: bench.machines, store: bench.store, config: config, logger: logger)
         func services() throws -> Int {
-            try APIServer(machines: bench.machines, migrations: migrations, info: Samples.agent, config: config, logger: logger).services().count
+            try APIServer(
+                machines: bench.machines, migrations: migrations, info: Samples.agent, config: config, logger: logger
+            ).services().count
         }
         #expect(#expect(throws: Problem.self) { try services() }?.code == "listen-insecure")
         config.link.insecure = true

@@ -8,7 +8,9 @@ import Testing
 @testable import apus
 
 @Suite("Configuration") struct ConfigTests {
-    @Test("nothing is the defaults", arguments: ["", "# only a comment\n", "---\n", "{}"]) func defaults(text: String) throws {
+    @Test("nothing is the defaults", arguments: ["", "# only a comment\n", "---\n", "{}"]) func defaults(text: String)
+        throws
+    {
         #expect(try ConfigFile.parse(text, name: "f") == AgentConfig())
         #expect(AgentConfig().apiSocket == "/run/apus/agent.sock")
     }
@@ -42,11 +44,15 @@ import Testing
         #expect(try JSONDecoder().decode(AgentConfig.self, from: JSONEncoder().encode(wanted)) == wanted)
     }
 
-    @Test("mistakes name the key", arguments: [
-        ("stateDir: /s", "config-key-unknown", "\"stateDir\""), ("link: {lane: 1}", "config-key-unknown", "\"link.lane\""),
-        ("api: {tcp: 1}", "config-key-unknown", "\"api.tcp\""), ("link: {lanes: many}", "config-invalid", "link.lanes"),
-        ("logFormat: xml", "config-invalid", "logFormat"), ("a: [", "config-invalid", "f"),
-    ])
+    @Test(
+        "mistakes name the key",
+        arguments: [
+            ("stateDir: /s", "config-key-unknown", "\"stateDir\""),
+            ("link: {lane: 1}", "config-key-unknown", "\"link.lane\""),
+            ("api: {tcp: 1}", "config-key-unknown", "\"api.tcp\""),
+            ("link: {lanes: many}", "config-invalid", "link.lanes"),
+            ("logFormat: xml", "config-invalid", "logFormat"), ("a: [", "config-invalid", "f"),
+        ])
     func mistakes(text: String, code: String, named: String) {
         let problem = #expect(throws: Problem.self) { try ConfigFile.parse(text, name: "f") }
         #expect(problem?.code == code)

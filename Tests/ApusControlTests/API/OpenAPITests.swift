@@ -17,13 +17,14 @@ import Yams
         ((document["components"] as? [String: Any])?["schemas"] as? [String: [String: Any]]) ?? [:]
     }
 
-    @Test("every operation, both ways") func operations() throws {
+    @Test("every operation, both ways") func operations() async throws {
         let bench = try Bench()
         let paths = try #require(Self.document["paths"] as? [String: [String: Any]])
         let written = paths.flatMap { path, item in
             item.keys.filter { $0 != "parameters" }.map { "\($0.uppercased()) \(path)" }
         }
         #expect(written.sorted() == bench.server().operations.sorted())
+        await bench.end()
     }
 
     private static let samples: [(String, any Encodable & Sendable)] = [
@@ -54,7 +55,8 @@ import Yams
             ("Problem", try fields(Problem("a", "b"))), ("RunRequest", try fields(RunRequest(name: "a", command: []))),
             ("AdoptRequest", try fields(AdoptRequest(qmpPath: "/q"))),
             ("MachineSummary", try fields(MachineSummary(name: "a", state: .running, origin: .run, command: []))),
-            ("MigrateRequest", try fields(MigrateRequest(vm: "a", host: "b"))), ("JobProgress", try fields(JobProgress())),
+            ("MigrateRequest", try fields(MigrateRequest(vm: "a", host: "b"))),
+            ("JobProgress", try fields(JobProgress())),
             ("JobSummary", try fields(JobSummary())), ("JobStatus", try fields(Samples.job(.preparing, full: false))),
         ]
         for (name, present) in bare {
@@ -78,6 +80,8 @@ import Yams
         #expect(text.contains("2026-11-21T07:30:00.125Z"))
         #expect(try APICoding.decoder().decode(AgentInfo.self, from: Data(text.utf8)) == Samples.agent)
         let whole = text.replacing(".125Z", with: "Z")
-        #expect(try APICoding.decoder().decode(AgentInfo.self, from: Data(whole.utf8)).startedAt.timeIntervalSince1970 == 1_795_246_200)
+        #expect(
+            try APICoding.decoder().decode(AgentInfo.self, from: Data(whole.utf8)).startedAt.timeIntervalSince1970
+                == 1_795_246_200)
     }
 }

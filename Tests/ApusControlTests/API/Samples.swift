@@ -12,7 +12,8 @@ enum Samples {
     static let machine = MachineSummary(
         name: "web", state: .running, origin: .run, pid: 4711, machineType: "pc-q35-7.2", qemuVersion: "7.2.22",
         memoryBytes: 1 << 30, vcpus: 2, qmpPath: "/run/apus/vms/web/qmp.sock",
-        command: ["qemu-system-x86_64", "-append", "it's quiet", "-m", "1G"], job: "j1", note: "Guest RAM stays private.")
+        command: ["qemu-system-x86_64", "-append", "it's quiet", "-m", "1G"], job: "j1",
+        note: "Guest RAM stays private.")
     static let migrate = MigrateRequest(vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60)
     static let resolve = ResolveRequest(commit: true)
 
@@ -44,10 +45,11 @@ enum Samples {
         summary.rounds = 4
         summary.wireBytes = 211_300_000
         summary.forms = [
-            .init(form: "zero", pages: 203_112, wireBytes: 1_200_000), .init(form: "raw", pages: 31_001, wireBytes: 127_100_000),
+            .init(form: "zero", pages: 203_112, wireBytes: 1_200_000),
+            .init(form: "raw", pages: 31_001, wireBytes: 127_100_000),
             .init(form: "zstd", pages: 28_031, wireBytes: 83_000_000),
         ]
-        summary.installed = ["pc.ram": "mapped", "pc.bios": "stream"]
+        summary.installed = ["pc.ram": "mapped", "pc.bios": "stream", "pc.rom": "stream", "vga.vram": "stream"]
         summary.sourceCPUS = 0.42
         summary.destinationCPUS = 0.513
         return summary
@@ -59,7 +61,8 @@ enum Samples {
             startedAt: Date(timeIntervalSince1970: 1_795_246_200.125),
             endedAt: full ? Date(timeIntervalSince1970: 1_795_246_203.5) : nil, maxDowntimeMs: 300, progress: progress,
             summary: full ? summary : nil,
-            error: full ? Problem("peer-silent", "b said nothing for 5 s.", advice: "Look whether its agent runs.") : nil,
+            error: full
+                ? Problem("peer-silent", "b said nothing for 5 s.", advice: "Look whether its agent runs.") : nil,
             notes: full ? ["The destination's QEMU is 10.0.13."] : [])
     }
 }

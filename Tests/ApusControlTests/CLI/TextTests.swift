@@ -12,12 +12,13 @@ import Testing
             Text.summary(of: job) == """
                 web moved to b in 3.42 s; it paused for 41.2 ms.
                   total time  3.42 s
-                  downtime    41.2 ms measured (stop 3.1, last pages 20.0, device state 12.0, start 6.1); QEMU says 38.0 ms; predicted 45.4 ms
+                  downtime    41.2 ms measured (stop 3.1, last pages 20.0, device state 12.0, start 6.1); \
+                QEMU says 38.0 ms; predicted 45.4 ms
                   wire        211 MB in 4 rounds, 61.8 MB/s over the whole
                   pages       zero  203 112 pages, 1.20 MB
                               raw   31 001 pages, 127 MB
                               zstd  28 031 pages, 83.0 MB
-                  RAM         pc.bios stream, pc.ram mapped
+                  RAM         pc.ram mapped, 3 blocks stream
                   agent CPU   source 0.42 s, destination 0.51 s
                 """)
     }
@@ -26,8 +27,13 @@ import Testing
         #expect(
             Text.summary(of: Samples.job(.failed))
                 == "web was not moved. b said nothing for 5 s. web runs on here.\nLook whether its agent runs.")
+        var refused = Samples.job(.failed, full: false)
+        refused.error = Problem("peer-unreachable", "b: Connection refused")
+        #expect(Text.outcome(of: refused) == "web was not moved. b: Connection refused. web runs on here.")
         #expect(Text.outcome(of: Samples.job(.aborted, full: false)) == "Aborted. web runs on here.")
-        #expect(Text.outcome(of: Samples.job(.failed, direction: .incoming, full: false)) == "web was not moved. web stays on b.")
+        #expect(
+            Text.outcome(of: Samples.job(.failed, direction: .incoming, full: false))
+                == "web was not moved. web stays on b.")
         #expect(Text.outcome(of: Samples.job(.completed, direction: .incoming)) == "web arrived from b.")
         #expect(
             Text.outcome(of: Samples.job(.inDoubt, full: false)) == """
@@ -57,10 +63,12 @@ import Testing
         #expect([0.10, 0.62, 0.40, 0.63, 2].map(percent) == ["10 %", "62 %", "62 %", "63 %", "100 %"])
     }
 
-    @Test("each phase has its words", arguments: [
-        (JobPhase.preparing, "web → b  preparing"), (.committing, "web → b  62 %  handing over"),
-        (.inDoubt, "web → b  in doubt: waiting for the destination"), (.aborted, "web → b  aborted"),
-    ])
+    @Test(
+        "each phase has its words",
+        arguments: [
+            (JobPhase.preparing, "web → b  preparing"), (.committing, "web → b  62 %  handing over"),
+            (.inDoubt, "web → b  in doubt: waiting for the destination"), (.aborted, "web → b  aborted"),
+        ])
     func phases(phase: JobPhase, text: String) {
         var line = ProgressLine()
         #expect(line.text(Samples.job(phase, full: false), columns: nil) == text)
@@ -77,11 +85,13 @@ import Testing
                 a-long-name  unresponsive  -     96.0 MiB  -      -           -       -
                 """)
         #expect(
-            Text.table(of: [Samples.job(.completed), Samples.job(.transferring, direction: .incoming, full: false)], timeZone: .gmt) == """
-                JOB  VM         PEER  PHASE         STARTED              TIME    DOWNTIME
-                j1   web  to    b     completed     2026-11-21 07:30:00  3.42 s  41.2 ms
-                j1   web  from  b     transferring  2026-11-21 07:30:00  2.30 s  -
-                """)
+            Text.table(
+                of: [Samples.job(.completed), Samples.job(.transferring, direction: .incoming, full: false)],
+                timeZone: .gmt) == """
+                    JOB  VM         PEER  PHASE         STARTED              TIME    DOWNTIME
+                    j1   web  to    b     completed     2026-11-21 07:30:00  3.42 s  41.2 ms
+                    j1   web  from  b     transferring  2026-11-21 07:30:00  2.30 s  -
+                    """)
     }
 
     @Test("one VM") func details() {
@@ -103,9 +113,18 @@ import Testing
     }
 
     @Test("numbers") func numbers() {
-        #expect([0, 999, 1000, 99_949, 999_500, 1_234_567_890].map(Units.bytes) == ["0 B", "999 B", "1.00 kB", "99.9 kB", "1.00 MB", "1.23 GB"])
-        #expect([0.04, 41.26, 99.94, 420.4, 1500].map(Units.milliseconds) == ["0.0 ms", "41.3 ms", "99.9 ms", "420 ms", "1.50 s"])
-        #expect([9994, 12_340, 59_949, 59_960, 125_000, 3_725_000].map(Units.duration) == ["9.99 s", "12.3 s", "59.9 s", "1 min 00 s", "2 min 05 s", "1 h 02 min"])
+        #expect(
+            [0, 999, 1000, 99_949, 999_500, 1_234_567_890].map(Units.bytes) == [
+                "0 B", "999 B", "1.00 kB", "99.9 kB", "1.00 MB", "1.23 GB",
+            ])
+        #expect(
+            [0.04, 41.26, 99.94, 420.4, 1500].map(Units.milliseconds) == [
+                "0.0 ms", "41.3 ms", "99.9 ms", "420 ms", "1.50 s",
+            ])
+        #expect(
+            [9994, 12_340, 59_949, 59_960, 125_000, 3_725_000].map(Units.duration) == [
+                "9.99 s", "12.3 s", "59.9 s", "1 min 00 s", "2 min 05 s", "1 h 02 min",
+            ])
         #expect([0, 999, 1000, 1_234_567].map(Units.count) == ["0", "999", "1 000", "1 234 567"])
         #expect(Units.rate(.nan) == "0 B/s" || Units.rate(.nan) == "? B/s")
     }

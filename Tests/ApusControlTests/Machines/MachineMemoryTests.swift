@@ -28,7 +28,8 @@ import Testing
         + "                  pc.ram    4 KiB  0x0000000000000000 0x0000000006400000 0x0000000006400000\r\n"
 
     private func locate(
-        _ maps: String, _ name: String = "pc.ram", bytes: UInt64, infos: String = "", descriptor: String? = "/proc/7/fd/11"
+        _ maps: String, _ name: String = "pc.ram", bytes: UInt64, infos: String = "",
+        descriptor: String? = "/proc/7/fd/11"
     ) -> MachineMemory.Location {
         MachineMemory.locate(
             blocks: [(name, bytes)], pid: 7, maps: MappedRange.parse(maps), infos: RAMBlockInfo.parse(infos),
@@ -44,14 +45,15 @@ import Testing
     }
 
     @Test("a shared file or memfd of exactly this length is mapped") func mapped() {
-        #expect(locate(Self.file, bytes: 100_671_488 ) == .mapped(fileDescriptorPath: "/proc/7/fd/11", offset: 0))
+        #expect(locate(Self.file, bytes: 100_671_488) == .mapped(fileDescriptorPath: "/proc/7/fd/11", offset: 0))
         #expect(locate(Self.memfd, "mem0", bytes: 100 << 20) == .mapped(fileDescriptorPath: "/proc/7/fd/11", offset: 0))
         #expect(locate(Self.memfd, "mem0", bytes: 99 << 20) == .stream)
         #expect(locate(Self.memfd, "mem0", bytes: 100 << 20, descriptor: nil) == .stream)
     }
 
     @Test("private RAM by its size, or by QEMU's own address") func process() {
-        #expect(locate(Self.plain, bytes: 100 << 20, infos: Self.blocks7) == .process(pid: 7, address: 0x7fae_85a0_0000))
+        #expect(
+            locate(Self.plain, bytes: 100 << 20, infos: Self.blocks7) == .process(pid: 7, address: 0x7fae_85a0_0000))
         let two = Self.plain + "\n7fb000000000-7fb006400000 rw-p 00000000 00:00 0 "
         #expect(locate(two, bytes: 100 << 20) == .stream)
         let here = two.replacing("7fb000000000-7fb006400000", with: "7ff859a00000-7ff85fe00000")
@@ -66,9 +68,12 @@ import Testing
             7fb6f0000000-7fb6f4000000 rw-s 00000000 00:1b 11 /dev/shm/qemu_back_mem.ram-node0.IA3vGB (deleted)
             7fb6f4000000-7fb6f8000000 rw-s 00000000 00:1b 12 /dev/shm/qemu_back_mem.ram-node1.XY3vGB (deleted)
             """
-        #expect(locate(maps, "/objects/ram-node1", bytes: 64 << 20, descriptor: "/proc/7/fd/12") == .mapped(fileDescriptorPath: "/proc/7/fd/12", offset: 0))
+        #expect(
+            locate(maps, "/objects/ram-node1", bytes: 64 << 20, descriptor: "/proc/7/fd/12")
+                == .mapped(fileDescriptorPath: "/proc/7/fd/12", offset: 0))
         #expect(locate(maps, "other", bytes: 64 << 20) == .stream)
-        #expect(locate("7f0000000000-7f0000001000 rw-s 00000000 00:1b 11 /dev/shm/ring", "small", bytes: 4096) == .stream)
+        #expect(
+            locate("7f0000000000-7f0000001000 rw-s 00000000 00:1b 11 /dev/shm/ring", "small", bytes: 4096) == .stream)
     }
 
     @Test("neighbours of one file are one range, strange lines are left out") func ranges() {

@@ -20,12 +20,15 @@ final class Bench: Sendable {
         try FileManager.default.createDirectory(atPath: config.runDirectory, withIntermediateDirectories: true)
         self.config = config
         store = try Store(path: config.databasePath)
-        machines = Machines(config: config, store: store, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
+        machines = Machines(
+            config: config, store: store, logger: Logger(label: "test") { _ in SwiftLogNoOpLogHandler() })
     }
 
     var filesLeft: [String] {
         let vms = (try? FileManager.default.contentsOfDirectory(atPath: config.runDirectory + "/vms")) ?? []
-        let others = ((try? FileManager.default.contentsOfDirectory(atPath: config.runDirectory)) ?? []).filter { $0 != "vms" }
+        let others = ((try? FileManager.default.contentsOfDirectory(atPath: config.runDirectory)) ?? []).filter {
+            $0 != "vms"
+        }
         return vms + others
     }
 
@@ -49,11 +52,14 @@ final class Bench: Sendable {
         let summary = try await bench.machines.run(.init(name: "web", command: command(launcher, ["-smp", "2"])))
         #expect(summary.state == .running && summary.memoryBytes == 98312 << 10 && summary.vcpus == 2)
         #expect(summary.machineType?.hasPrefix("pc-q35-") == true && summary.origin == .run)
-        #expect(await problem { _ = try await bench.machines.run(.init(name: "web", command: command(launcher))) }?.code == "vm-exists")
+        #expect(
+            await problem { _ = try await bench.machines.run(.init(name: "web", command: command(launcher))) }?.code
+                == "vm-exists")
         #expect(await bench.machines.list() == [summary])
         let machine = try #require(await bench.machines.machine("web"))
         // QEMU's RAM is a shared file that can be mapped by its descriptor.
-        let memory = try await MachineMemory.locate(blocks: [("pc.ram", 98312 << 10), ("pc.bios", 256 << 10)], in: machine)
+        let memory = try await MachineMemory.locate(
+            blocks: [("pc.ram", 98312 << 10), ("pc.bios", 256 << 10)], in: machine)
         guard case .mapped(let path, 0) = memory["pc.ram"] else { throw Problem("test", "\(memory)") }
         #expect(FileManager.default.isReadableFile(atPath: path))
         #expect(memory["pc.bios"] == .stream)
@@ -113,14 +119,18 @@ final class Bench: Sendable {
         let machine = try #require(await bench.machines.machine("old"))
         let memory = try await MachineMemory.locate(blocks: [("pc.ram", 100 << 20)], in: machine)
         guard case .process(machine.pid, _) = memory["pc.ram"] else { throw Problem("test", "\(memory)") }
-        #expect(await problem { _ = try await bench.machines.adopt(.init(qmpPath: "/nowhere/q")) }?.code == "qmp-unreachable")
+        #expect(
+            await problem { _ = try await bench.machines.adopt(.init(qmpPath: "/nowhere/q")) }?.code
+                == "qmp-unreachable")
         await bench.end()
         #expect(!qemu.process.isRunning)
     }
 
     @Test("a restarted agent finds its VMs, and forgets the dead") func restart() async throws {
         let first = try Bench()
-        for name in ["a", "b"] { _ = try await first.machines.run(.init(name: name, command: command(RealQemu.launchers[0]))) }
+        for name in ["a", "b"] {
+            _ = try await first.machines.run(.init(name: name, command: command(RealQemu.launchers[0])))
+        }
         let a = try #require(await first.machines.machine("a"))
         let b = try #require(await first.machines.machine("b"))
         _ = try await first.machines.checkOut("a", job: "j1")
@@ -142,16 +152,21 @@ final class Bench: Sendable {
         #expect(a.exit != nil)
     }
 
-    @Test("a whole move between two registries", arguments: RealQemu.launchers) func move(launcher: String) async throws {
+    @Test("a whole move between two registries", arguments: RealQemu.launchers) func move(launcher: String) async throws
+    {
         let here = try Bench()
         let there = try Bench()
-        _ = try await here.machines.run(.init(name: "web", command: command(launcher, ["-serial", "file:{run}/tty.log"])))
+        _ = try await here.machines.run(
+            .init(name: "web", command: command(launcher, ["-serial", "file:{run}/tty.log"])))
         let source = try await here.machines.checkOut("web", job: "j1")
-        #expect(await problem { _ = try await here.machines.checkOut("web", job: "j2") }?.message.contains("j1") == true)
+        #expect(
+            await problem { _ = try await here.machines.checkOut("web", job: "j2") }?.message.contains("j1") == true)
         #expect(await problem { _ = try await here.machines.stop("web", force: true) }?.code == "vm-busy")
 
         let destination = try await there.machines.launchIncoming(source.definition, job: "j1")
-        #expect(await problem { _ = try await there.machines.launchIncoming(source.definition, job: "j2") }?.code == "vm-exists")
+        #expect(
+            await problem { _ = try await there.machines.launchIncoming(source.definition, job: "j2") }?.code
+                == "vm-exists")
         #expect(try await there.machines.show("web").state == .incoming)
         let uri = "unix:\(destination.runDirectory)/migrate.sock"
         try await destination.qmp.execute(.migrateIncoming(uri: uri))
@@ -166,7 +181,9 @@ final class Bench: Sendable {
         await here.machines.departed(source, to: "there")
         #expect(source.exit != nil)
         let summary = try await there.machines.show("web")
-        #expect(summary.state == .running && summary.origin == .migrated && summary.machineType == source.definition.machineType)
+        #expect(
+            summary.state == .running && summary.origin == .migrated
+                && summary.machineType == source.definition.machineType)
         #expect(await here.machines.list().isEmpty && here.filesLeft.isEmpty)
         await here.end()
         await there.end()

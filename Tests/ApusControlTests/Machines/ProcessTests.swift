@@ -14,7 +14,9 @@ import Testing
 
     private func exit(of process: ProcessHandle) async -> ProcessExit? {
         let (stream, continuation) = AsyncStream.makeStream(of: ProcessExit.self)
-        process.onExit { continuation.yield($0); continuation.finish() }
+        process.onExit {
+            continuation.yield($0); continuation.finish()
+        }
         for await exit in stream { return exit }
         return nil
     }
@@ -27,15 +29,16 @@ import Testing
         try sleeper.signal(SIGKILL)
         #expect(await exit(of: sleeper) == .signal(SIGKILL))
         #expect(sleeper.exit == .signal(SIGKILL))
-        let error = #expect(throws: SystemFailure.self) { try sleeper.signal(SIGKILL) }
-        #expect(error?.errno == ESRCH)
+        let error = #expect(throws: SystemError.self) { try sleeper.signal(SIGKILL) }
+        #expect(error?.code == ESRCH)
         #expect(try ProcFile.read(log).hasPrefix("one\n"))
     }
 
     @Test("its own session, nothing inherited but what is given") func isolation() async throws {
         defer { try? FileManager.default.removeItem(atPath: log) }
         let pipe = Pipe()
-        let script = "echo $(ls /proc/self/fd | tr '\\n' ' '); cut -d' ' -f1,6 /proc/$$/stat; pwd; echo hello >&3; head -c1 | wc -c"
+        let script =
+            "echo $(ls /proc/self/fd | tr '\\n' ' '); cut -d' ' -f1,6 /proc/$$/stat; pwd; echo hello >&3; head -c1 | wc -c"
         let child = try shell(script, descriptors: [pipe.fileHandleForWriting.fileDescriptor], directory: "/usr")
         try pipe.fileHandleForWriting.close()
         #expect(try pipe.fileHandleForReading.readToEnd() == Data("hello\n".utf8))
@@ -47,11 +50,11 @@ import Testing
 
     @Test("a missing binary and a missing directory are the kernel's errors") func missing() {
         defer { try? FileManager.default.removeItem(atPath: log) }
-        let first = #expect(throws: SystemFailure.self) {
+        let first = #expect(throws: SystemError.self) {
             try ProcessHandle.spawn(SpawnRequest(executable: "/nowhere/qemu", arguments: [], logPath: "/dev/null"))
         }
-        #expect(first?.errno == ENOENT && first?.reason == "No such file or directory")
-        #expect(throws: SystemFailure.self) { try shell("true", directory: "/nowhere") }
+        #expect(first?.code == ENOENT && first?.reason == "No such file or directory")
+        #expect(throws: SystemError.self) { try shell("true", directory: "/nowhere") }
     }
 
     @Test("a process that is not our child is watched too; an identity is only its own") func adopted() async throws {
@@ -61,10 +64,10 @@ import Testing
         let orphan = try ProcessHandle.open(pid: pid)
         let again = try ProcessHandle.open(orphan.identity)
         let other = ProcessIdentity(pid: pid, startTicks: orphan.identity.startTicks + 1)
-        #expect(throws: SystemFailure.self) { try ProcessHandle.open(other) }
+        #expect(throws: SystemError.self) { try ProcessHandle.open(other) }
         try again.signal(SIGKILL)
         #expect(await exit(of: orphan) == .unknown)
-        #expect(throws: SystemFailure.self) { try ProcessHandle.open(orphan.identity) }
+        #expect(throws: SystemError.self) { try ProcessHandle.open(orphan.identity) }
     }
 
     @Test("start ticks are found behind any name") func stat() {
@@ -76,8 +79,8 @@ import Testing
     @Test("a lock is one process's, and ends with its value") func lock() throws {
         defer { try? FileManager.default.removeItem(atPath: log) }
         var first: FileLock? = try FileLock(path: log)
-        let error = #expect(throws: SystemFailure.self) { try FileLock(path: log) }
-        #expect(error?.errno == EWOULDBLOCK)
+        let error = #expect(throws: SystemError.self) { try FileLock(path: log) }
+        #expect(error?.code == EWOULDBLOCK)
         _ = first
         first = nil
         _ = try FileLock(path: log)

@@ -22,10 +22,12 @@ import Testing
         #expect(line.command == ["qemu-kvm", "-m", "512", "-nographic"])
     }
 
-    @Test("words before QEMU are its launcher", arguments: [
-        ["ip", "netns", "exec", "a", "qemu-system-x86_64"], ["taskset", "-c", "1", "/usr/bin/qemu-system-x86_64"],
-        ["/opt/ld.so", "--library-path", "/opt/lib", "/opt/bin/qemu-system-x86_64"], ["/opt/my-launcher"],
-    ])
+    @Test(
+        "words before QEMU are its launcher",
+        arguments: [
+            ["ip", "netns", "exec", "a", "qemu-system-x86_64"], ["taskset", "-c", "1", "/usr/bin/qemu-system-x86_64"],
+            ["/opt/ld.so", "--library-path", "/opt/lib", "/opt/bin/qemu-system-x86_64"], ["/opt/my-launcher"],
+        ])
     func launcher(words: [String]) throws {
         let line = try QemuCommandLine(words + ["-m", "1G"])
         #expect(line.launcher == words)
@@ -39,11 +41,14 @@ import Testing
     }
 
     // Every size here was given to QEMU 7.2, which then reported these bytes as base-memory (0: it refused).
-    @Test("sizes as QEMU takes them", arguments: [
-        ("0x40", 67_108_864), ("100", 104_857_600), ("100K", 106_496), ("3M", 3_145_728), ("1.5", 0), ("1.5m", 1_572_864),
-        ("64b", 8192), ("100663297b", 100_671_488), ("100000k", 102_400_000), ("0.5G", 536_870_912), ("1e2", 0),
-        ("1.5G", 1_610_612_736), ("98312K", 100_671_488), ("100x", 0), ("", 0), ("-5", 0), ("99999999999T", 0),
-    ])
+    @Test(
+        "sizes as QEMU takes them",
+        arguments: [
+            ("0x40", 67_108_864), ("100", 104_857_600), ("100K", 106_496), ("3M", 3_145_728), ("1.5", 0),
+            ("1.5m", 1_572_864),
+            ("64b", 8192), ("100663297b", 100_671_488), ("100000k", 102_400_000), ("0.5G", 536_870_912), ("1e2", 0),
+            ("1.5G", 1_610_612_736), ("98312K", 100_671_488), ("100x", 0), ("", 0), ("-5", 0), ("99999999999T", 0),
+        ])
     func sizes(text: String, bytes: UInt64) {
         #expect(QemuSize.memoryBytes(text) == (bytes == 0 ? nil : bytes))
     }
@@ -61,21 +66,24 @@ import Testing
         #expect(plain.command == ["qemu-system-x86_64", "-m", "64", "-machine", "pc-i440fx-7.2"])
     }
 
-    @Test("commands that choose their memory", arguments: [
-        (["-numa", "node,memdev=a"], true), (["-mem-path", "/hugepages"], true),
-        (["-object", "memory-backend-memfd,id=m,size=1G"], true),
-        (["-object", #"{"qom-type":"memory-backend-ram","id":"m","size":1}"#], true),
-        (["-object", "qom-type=memory-backend-file,id=m"], true), (["-machine", "q35,memory-backend=m"], true),
-        (["-machine", "memory.size=1G"], true), (["-object", "rng-random,id=r"], false), (["-m", "1G"], false),
-        (["-append", "-numa"], false),
-    ])
+    @Test(
+        "commands that choose their memory",
+        arguments: [
+            (["-numa", "node,memdev=a"], true), (["-mem-path", "/hugepages"], true),
+            (["-object", "memory-backend-memfd,id=m,size=1G"], true),
+            (["-object", #"{"qom-type":"memory-backend-ram","id":"m","size":1}"#], true),
+            (["-object", "qom-type=memory-backend-file,id=m"], true), (["-machine", "q35,memory-backend=m"], true),
+            (["-machine", "memory.size=1G"], true), (["-object", "rng-random,id=r"], false), (["-m", "1G"], false),
+            (["-append", "-numa"], false),
+        ])
     func choosesMemory(arguments: [String], chooses: Bool) throws {
         #expect(try QemuCommandLine(["qemu-system-x86_64"] + arguments).choosesMemory == chooses)
     }
 
     @Test("the adopted monitor is taken out, others stay") func monitors() throws {
         var line = try QemuCommandLine([
-            "qemu-system-x86_64", "-qmp", "unix:/run/a.sock,server=on,wait=off", "-qmp", "unix:/run/b.sock,server,nowait",
+            "qemu-system-x86_64", "-qmp", "unix:/run/a.sock,server=on,wait=off", "-qmp",
+            "unix:/run/b.sock,server,nowait",
             "-chardev", "socket,id=mon0,path=/run/a.sock,server=on,wait=off", "-mon", "chardev=mon0,mode=control",
             "-chardev", "socket,id=other,path=/run/c.sock", "-mon", "other", "-S",
         ])
@@ -94,7 +102,12 @@ import Testing
         #expect(KeyValueList("a=b=c", implied: "x")["a"] == "b=c")
     }
 
-    @Test("names", arguments: [("web-1", true), ("a.b_c", true), ("", false), ("-a", false), ("..", false), ("a/b", false), ("ä", false), (String(repeating: "n", count: 49), false)])
+    @Test(
+        "names",
+        arguments: [
+            ("web-1", true), ("a.b_c", true), ("", false), ("-a", false), ("..", false), ("a/b", false), ("ä", false),
+            (String(repeating: "n", count: 49), false),
+        ])
     func names(name: String, good: Bool) {
         #expect((try? MachineDefinition.check(name: name)) != nil || !good)
         if !good { #expect(throws: Problem.self) { try MachineDefinition.check(name: name) } }
@@ -122,7 +135,10 @@ import Testing
     @Test("incoming has the versioned type and waits paused") func incoming() throws {
         let plan = try LaunchPlan(
             name: "web",
-            command: ["qemu-system-x86_64", "-machine", "q35", "-m", "512", "-S", "-incoming", "tcp:0:1", "-daemonize", "-pidfile", "x", "-name", "guest=other", "-mem-prealloc"],
+            command: [
+                "qemu-system-x86_64", "-machine", "q35", "-m", "512", "-S", "-incoming", "tcp:0:1", "-daemonize",
+                "-pidfile", "x", "-name", "guest=other", "-mem-prealloc",
+            ],
             ramBytes: 512 << 20, purpose: .incoming(machineType: "pc-q35-7.2"), place: place)
         #expect(
             plan.command == [
@@ -137,11 +153,17 @@ import Testing
         let command = ["qemu-system-x86_64", "-M", "q35", "-m", "2G"]
         let small = try LaunchPlan(name: "web", command: command, ramBytes: 2 << 30, purpose: .run, place: place)
         #expect(!small.sharesRAM && !small.command.contains("-object"))
-        #expect(small.notes == ["Guest RAM stays private to QEMU: /dev/shm has room for 1024 MiB, the VM has 2048 MiB."])
+        #expect(
+            small.notes == ["Guest RAM stays private to QEMU: /dev/shm has room for 1024 MiB, the VM has 2048 MiB."])
         var without = place
         without.defaultRAMID = nil
-        #expect(try LaunchPlan(name: "web", command: command, ramBytes: 1 << 20, purpose: .run, place: without).notes.count == 1)
-        let chosen = ["qemu-system-x86_64", "-m", "64", "-object", "memory-backend-ram,id=m,size=64M", "-M", "q35,memory-backend=m"]
+        #expect(
+            try LaunchPlan(name: "web", command: command, ramBytes: 1 << 20, purpose: .run, place: without).notes.count
+                == 1)
+        let chosen = [
+            "qemu-system-x86_64", "-m", "64", "-object", "memory-backend-ram,id=m,size=64M", "-M",
+            "q35,memory-backend=m",
+        ]
         let plan = try LaunchPlan(name: "web", command: chosen, ramBytes: 64 << 20, purpose: .run, place: place)
         #expect(Array(plan.command.prefix(chosen.count)) == chosen && plan.notes.isEmpty)
     }
@@ -150,7 +172,8 @@ import Testing
     func refused(option: String, code: String) {
         let error = #expect(throws: Problem.self) {
             try LaunchPlan(
-                name: "web", command: ["qemu-system-x86_64", "-m", "64", option] + (option == "-incoming" ? ["defer"] : []),
+                name: "web",
+                command: ["qemu-system-x86_64", "-m", "64", option] + (option == "-incoming" ? ["defer"] : []),
                 ramBytes: 64 << 20, purpose: .run, place: place)
         }
         #expect(error?.code == code)
@@ -160,7 +183,8 @@ import Testing
         var deep = place
         deep.runDirectory = "/" + String(repeating: "d", count: 100)
         let error = #expect(throws: Problem.self) {
-            try LaunchPlan(name: "web", command: ["qemu-system-x86_64", "-m", "64"], ramBytes: 1, purpose: .run, place: deep)
+            try LaunchPlan(
+                name: "web", command: ["qemu-system-x86_64", "-m", "64"], ramBytes: 1, purpose: .run, place: deep)
         }
         #expect(error?.code == "socket-path-too-long")
     }

@@ -5,7 +5,8 @@ import Testing
     @Test("greeting gives the version") func greeting() async throws {
         let fake = try await FakeMonitor([FakeMonitor.greeting, FakeMonitor.capable], thenHold: true)
         let client = try await QMPClient.connect(path: fake.path)
-        #expect(client.version == QEMUVersion(major: 7, minor: 2, micro: 22, package: "Debian 1:7.2+dfsg-7+deb12u18+b3"))
+        #expect(
+            client.version == QEMUVersion(major: 7, minor: 2, micro: 22, package: "Debian 1:7.2+dfsg-7+deb12u18+b3"))
         #expect(client.version < QEMUVersion(major: 10, minor: 0, micro: 0))
     }
 
@@ -22,7 +23,9 @@ import Testing
         }
     }
 
-    @Test("close in the middle of a reply fails every pending command and ends events") func closedMidReply() async throws {
+    @Test("close in the middle of a reply fails every pending command and ends events") func closedMidReply()
+        async throws
+    {
         let fake = try await FakeMonitor([
             FakeMonitor.greeting, FakeMonitor.capable, .init(#"{"return": {"running": tr"#, afterCommands: 3),
         ])
@@ -43,7 +46,8 @@ import Testing
 
     @Test("garbage breaks the connection") func garbage() async throws {
         let fake = try await FakeMonitor(
-            [FakeMonitor.greeting, FakeMonitor.capable, .init("SSH-2.0-OpenSSH_9.2\r\n", afterCommands: 2)], thenHold: true)
+            [FakeMonitor.greeting, FakeMonitor.capable, .init("SSH-2.0-OpenSSH_9.2\r\n", afterCommands: 2)],
+            thenHold: true)
         let client = try await QMPClient.connect(path: fake.path)
         let expected = QMPError.malformed(what: "message is not understood: SSH-2.0-OpenSSH_9.2")
         await #expect(throws: expected) { try await client.execute(.queryStatus) }
@@ -66,7 +70,9 @@ import Testing
         let fake = try await FakeMonitor(
             [
                 FakeMonitor.greeting, FakeMonitor.capable,
-                .init(#"{"return": {"status": "running", "singlestep": false, "running": true}, "id": "2"}"# + "\r\n", afterCommands: 2, delayMs: 300),
+                .init(
+                    #"{"return": {"status": "running", "singlestep": false, "running": true}, "id": "2"}"# + "\r\n",
+                    afterCommands: 2, delayMs: 300),
                 .init(#"{"return": {"name": "t7"}, "id": "3"}"# + "\r\n", afterCommands: 3),
             ], thenHold: true)
         let client = try await QMPClient.connect(path: fake.path)
@@ -80,7 +86,9 @@ import Testing
         let fake = try await FakeMonitor(
             [
                 FakeMonitor.greeting, FakeMonitor.capable,
-                .init(#"{"return": {"name": "t7"}, "id": "3"}"# + "\r\n" + #"{"return": {"status": "paus"#, afterCommands: 3),
+                .init(
+                    #"{"return": {"name": "t7"}, "id": "3"}"# + "\r\n" + #"{"return": {"status": "paus"#,
+                    afterCommands: 3),
                 .init(#"ed", "running": false}, "id": "2"}"# + "\r\n", delayMs: 20),
             ], thenHold: true)
         let client = try await QMPClient.connect(path: fake.path)
@@ -95,11 +103,14 @@ import Testing
         let fake = try await FakeMonitor(
             [
                 FakeMonitor.greeting, FakeMonitor.capable,
-                .init(#"{"id": "2", "error": {"class": "GenericError", "desc": "Parameter 'uri' is missing"}}"# + "\r\n", afterCommands: 2),
+                .init(
+                    #"{"id": "2", "error": {"class": "GenericError", "desc": "Parameter 'uri' is missing"}}"# + "\r\n",
+                    afterCommands: 2),
             ], thenHold: true)
         let client = try await QMPClient.connect(path: fake.path)
         await #expect(
-            throws: QMPError.refused(command: "migrate", class: "GenericError", description: "Parameter 'uri' is missing")
+            throws: QMPError.refused(
+                command: "migrate", class: "GenericError", description: "Parameter 'uri' is missing")
         ) { try await client.execute(.migrate(uri: "")) }
     }
 
@@ -114,19 +125,23 @@ import Testing
     @Test("a reply of another shape is malformed, the connection lives") func shape() async throws {
         let fake = try await FakeMonitor(
             [
-                FakeMonitor.greeting, FakeMonitor.capable, .init(#"{"return": [], "id": "2"}"# + "\r\n", afterCommands: 2),
+                FakeMonitor.greeting, FakeMonitor.capable,
+                .init(#"{"return": [], "id": "2"}"# + "\r\n", afterCommands: 2),
             ], thenHold: true)
         let client = try await QMPClient.connect(path: fake.path)
         await #expect(throws: QMPError.self) { try await client.execute(.queryStatus) }
         #expect(client.ended == nil)
     }
 
-    @Test("every subscriber gets every event, in order; one that does not read loses the oldest") func events() async throws {
+    @Test("every subscriber gets every event, in order; one that does not read loses the oldest") func events()
+        async throws
+    {
         let lines = [
             #"{"timestamp": {"seconds": 1795246200, "microseconds": 23}, "event": "MIGRATION", "data": {"status": "setup"}}"#,
             #"{"timestamp": {"seconds": 1795246200, "microseconds": 24}, "event": "MIGRATION_PASS", "data": {"pass": 1}}"#,
             #"{"timestamp": {"seconds": 1795246201, "microseconds": 25}, "event": "STOP"}"#,
-            #"{"timestamp": {"seconds": 1795246201, "microseconds": 26}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
+            #"{"timestamp": {"seconds": 1795246201, "microseconds": 26}, "event": "SHUTDOWN", "#
+                + #""data": {"guest": true, "reason": "guest-shutdown"}}"#,
             #"{"timestamp": {"seconds": 1795246201, "microseconds": 27}, "event": "NIC_RX_FILTER_CHANGED", "data": {"path": "/x"}}"#,
         ]
         let fake = try await FakeMonitor([
@@ -143,7 +158,9 @@ import Testing
             kinds.append(event.kind)
             times.append(event.qemuMicroseconds)
         }
-        let last: [QMPEvent.Kind] = [.shutdown(guest: true, reason: "guest-shutdown"), .other(name: "NIC_RX_FILTER_CHANGED")]
+        let last: [QMPEvent.Kind] = [
+            .shutdown(guest: true, reason: "guest-shutdown"), .other(name: "NIC_RX_FILTER_CHANGED"),
+        ]
         #expect(kinds == [.migration(.setup), .migrationPass(1), .stop] + last)
         #expect(times.first == 1_795_246_200_000_023)
         var late: [QMPEvent.Kind] = []

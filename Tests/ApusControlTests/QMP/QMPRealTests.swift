@@ -26,7 +26,9 @@ import Testing
         await #expect(throws: QMPError.self) { try await client.execute(.any("no-such-command")) }
     }
 
-    @Test("run, stop, quit with their events", arguments: RealQemu.launchers) func runStop(launcher: String) async throws {
+    @Test("run, stop, quit with their events", arguments: RealQemu.launchers) func runStop(launcher: String)
+        async throws
+    {
         let qemu = try RealQemu(launcher, ["-m", "100", "-S"])
         let client = try await qemu.connect()
         let events = client.events()

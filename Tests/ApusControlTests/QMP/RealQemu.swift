@@ -20,7 +20,10 @@ final class RealQemu: Sendable {
         process.executableURL = URL(filePath: launcher)
         let socket = directory.appending(path: "qmp.sock").path
         process.arguments =
-            ["-accel", "tcg", "-M", "q35", "-nodefaults", "-display", "none", "-qmp", "unix:\(socket),server=on,wait=off"]
+            [
+                "-accel", "tcg", "-M", "q35", "-nodefaults", "-display", "none", "-qmp",
+                "unix:\(socket),server=on,wait=off",
+            ]
             + (incoming ? ["-incoming", "defer"] : []) + arguments
         process.standardInput = FileHandle.nullDevice
         try process.run()

@@ -8,7 +8,9 @@ import Testing
 @Suite("Store") struct StoreTests {
     private let path = "/tmp/apus-store-\(UInt32.random(in: 0...UInt32.max)).db"
 
-    private func clean() { for end in ["", "-wal", "-shm"] { try? FileManager.default.removeItem(atPath: path + end) } }
+    private func clean() {
+        for end in ["", "-wal", "-shm"] { try? FileManager.default.removeItem(atPath: path + end) }
+    }
 
     static func definition(_ name: String) -> MachineDefinition {
         MachineDefinition(

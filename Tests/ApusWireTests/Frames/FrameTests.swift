@@ -4,7 +4,9 @@ import ApusWire
 import Testing
 
 @Suite struct FrameTests {
-    private func header(_ change: (inout [UInt8]) -> Void = { _ in }, resum: Bool = true) throws(FrameError) -> FrameHeader {
+    private func header(_ change: (inout [UInt8]) -> Void = { _ in }, resum: Bool = true) throws(FrameError)
+        -> FrameHeader
+    {
         var buffer = PageBuffer(byteCount: FrameHeader.byteCount)
         FrameHeader(kind: .fence, lane: 3, length: 0, epoch: 7, sequence: 9, checksum: 11).store(in: &buffer)
         var bytes = buffer.bytes.extracting(0..<FrameHeader.byteCount).bytesCopied
@@ -23,7 +25,8 @@ import Testing
 
     @Test func theLayoutIsPinned() throws {
         var buffer = PageBuffer(byteCount: 40)
-        FrameHeader(kind: .batch, lane: 0x0201, length: 0x04030201, epoch: 5, sequence: 6, checksum: 7).store(in: &buffer)
+        FrameHeader(kind: .batch, lane: 0x0201, length: 0x04030201, epoch: 5, sequence: 6, checksum: 7).store(
+            in: &buffer)
         let bytes = buffer.bytes.bytesCopied
         #expect(Array(bytes[0..<8]) == [0x41, 0x50, 0x55, 0x53, 1, 8, 1, 2])
         #expect(Array(bytes[8..<16]) == [1, 2, 3, 4, 5, 0, 0, 0])
@@ -38,7 +41,9 @@ import Testing
         #expect(throws: FrameError.unknownKind(99)) { try header { $0[5] = 99 } }
         #expect(throws: FrameError.tooLong(kind: .fence, length: 1, limit: 0)) { try header { $0[8] = 1 } }
         #expect(throws: FrameError.tooLong(kind: .credit, length: 0xff00_0000, limit: 16)) {
-            try header { $0[5] = 10; $0[11] = 0xff }
+            try header {
+                $0[5] = 10; $0[11] = 0xff
+            }
         }
     }
 
@@ -56,7 +61,9 @@ import Testing
         for index in payload.indices {
             var damaged = payload
             damaged[index] ^= 0x10
-            #expect(throws: FrameError.payloadDamaged(kind: .control, sequence: 4)) { try header.check(damaged.rawBytes) }
+            #expect(throws: FrameError.payloadDamaged(kind: .control, sequence: 4)) {
+                try header.check(damaged.rawBytes)
+            }
         }
         #expect(throws: FrameError.wrongLength(kind: .control, length: 99)) {
             try header.check(payload.rawBytes.extracting(0..<99))
