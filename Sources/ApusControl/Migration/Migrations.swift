@@ -194,7 +194,8 @@ public actor Migrations {
     private func endpoint(of host: String) throws(Problem) -> Endpoint {
         let address = config.hosts[host] ?? host
         guard let endpoint = Endpoint(address, defaultPort: UInt16(AgentConfig.linkPort)) else {
-            throw Problem("host-invalid", "\(host) is not a host: \(address) is no ADDRESS[:PORT].",
+            throw Problem(
+                "host-invalid", "\(host) is not a host: \(address) is no ADDRESS[:PORT].",
                 advice: "Give an address, or a name under hosts in the agent's configuration file.")
         }
         return endpoint

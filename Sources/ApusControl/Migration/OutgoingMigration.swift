@@ -165,7 +165,7 @@ actor OutgoingMigration {
         while let event = next {
             next = nil
             let actions = session.handle(event)
-            services.trace(job, event, session.state.name, actions)
+            services.trace(job, "\(event)", session.state.name, actions.map(\.point))
             for action in actions {
                 await services.rehearsal?.hold("source", before: action.point)
                 guard case .record(let record) = action else {

@@ -18,10 +18,13 @@ struct SessionServices: Sendable {
     let lanes: LaneRegistry
     let rehearsal: Rehearsal?
 
-    /// One step of a session, for whoever reads the log at level debug.
-    func trace<Event: Sendable, Action: Sendable>(_ job: String, _ event: Event, _ state: String, _ actions: [Action]) {
+    /// One step of a session, for the log. Of the event its beginning: an offer holds its job's secret further on.
+    func trace(_ job: String, _ event: @autoclosure () -> String, _ state: String, _ actions: [String]) {
         logger.debug(
-            "session", metadata: ["job": "\(job)", "event": "\(event)", "state": "\(state)", "actions": "\(actions)"])
+            "session",
+            metadata: [
+                "job": "\(job)", "event": "\(event().prefix(80))", "state": "\(state)", "actions": "\(actions)",
+            ])
     }
 }
 

@@ -79,7 +79,8 @@ extension RealGuests {
                     let port = stage.destination.endpoint.split(separator: ":")[1]
                     let out = stage.lab.path("heard")
                     let script =
-                        "(cat \(file); sleep \(seconds)) | timeout 12 busybox nc \(stage.pair.destination.address) \(port) > \(out)"
+                        "(cat \(file); sleep \(seconds)) | "
+                        + "timeout 12 busybox nc \(stage.pair.destination.address) \(port) > \(out)"
                     let process = try await stage.lab.start("garbage", stage.pair.source.command(["sh", "-c", script]))
                     try await wait(for: "the garbage to be sent", seconds: 20) { process.status }
                     return FileManager.default.contents(atPath: out) ?? Data()
@@ -102,8 +103,8 @@ extension RealGuests {
                 var noise = Seed(state: 42)
                 let random = Data((0..<100_000).map { _ in UInt8.random(in: 0...255, using: &noise) })
                 let offer =
-                    #"{"job":"m-1","kind":"open","body":{"vm":"x","definition":"{}","ramBytes":1,"qemuVersion":"7.2","#
-                    + #""guestRunning":true,"options":{}}}"#
+                    #"{"job":"m-1","kind":"open","body":{"vm":"x","definition":"{}","ramBytes":1,"#
+                    + #""qemuVersion":"7.2","guestRunning":true,"options":{}}}"#
                 let pieces: [(String, Data)] = [
                     ("noise", random), ("an empty connection", Data()), ("half a header", Self.hello.prefix(20)),
                     ("half a hello", Self.hello.prefix(60)), ("noise after a hello", Self.hello + random),
