@@ -84,7 +84,7 @@ public final class FileLock: Sendable {
         self.descriptor = descriptor
     }
 
-    deinit { _ = close(descriptor) }
+    deinit { capus_unlock_file(descriptor) }
 }
 
 public enum TerminalSize {

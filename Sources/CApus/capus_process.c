@@ -172,6 +172,12 @@ int capus_lock_file(const char *path) {
     return fd;
 }
 
+void capus_unlock_file(int fd) {
+    // Not by close alone: a child that is being started holds a copy of the descriptor until its exec.
+    flock(fd, LOCK_UN);
+    close(fd);
+}
+
 int capus_terminal_columns(int fd) {
     struct winsize size;
     if (!isatty(fd)) return 0;

@@ -53,6 +53,7 @@ int capus_stat(const char *path, struct capus_file *file);
 int capus_room(const char *path, uint64_t *bytes);
 // Opens (creating, 0600) and locks a file for this process alone: a descriptor, or -errno (EWOULDBLOCK: another has it).
 int capus_lock_file(const char *path);
+void capus_unlock_file(int fd);
 
 // Columns of the terminal behind a descriptor; 0 when it is none.
 int capus_terminal_columns(int fd);

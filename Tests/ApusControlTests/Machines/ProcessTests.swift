@@ -85,4 +85,19 @@ import Testing
         first = nil
         _ = try FileLock(path: log)
     }
+
+    @Test("a child that is being started does not keep a lock") func lockAndFork() async throws {
+        defer { try? FileManager.default.removeItem(atPath: log) }
+        let path = log + ".lock"
+        defer { try? FileManager.default.removeItem(atPath: path) }
+        let forks = Monitor(0)
+        let forking = Task.detached { [self] in
+            for _ in 0..<150 {
+                _ = await exit(of: try shell("true"))
+                forks.update { $0 += 1 }
+            }
+        }
+        while forks.read({ $0 }) < 150 { for _ in 0..<100 { _ = try FileLock(path: path) } }
+        try await forking.value
+    }
 }
