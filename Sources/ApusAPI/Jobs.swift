@@ -12,16 +12,41 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
     public var bandwidthMBps: Double?
     /// Give up, with the VM still on the source, when it has not been committed after this many seconds.
     public var timeoutS: Double?
+    /// How the agent reaches the VM's memory; nil: `auto`.
+    public var port: MemoryPort?
+    /// What travels of a page that is sent again; nil: the agent's choice.
+    public var mode: MigrationMode?
 
     public init(
-        vm: String, host: String, maxDowntimeMs: Int = 300, bandwidthMBps: Double? = nil, timeoutS: Double? = nil
+        vm: String, host: String, maxDowntimeMs: Int = 300, bandwidthMBps: Double? = nil, timeoutS: Double? = nil,
+        port: MemoryPort? = nil, mode: MigrationMode? = nil
     ) {
         self.vm = vm
         self.host = host
         self.maxDowntimeMs = maxDowntimeMs
         self.bandwidthMBps = bandwidthMBps
         self.timeoutS = timeoutS
+        self.port = port
+        self.mode = mode
     }
+}
+
+/// How an agent reaches the memory of a VM that it moves.
+public enum MemoryPort: String, Codable, Sendable, CaseIterable {
+    /// `direct` where VM and hosts allow it, else `stream`; the job's notes say why.
+    case auto
+    /// The agents own guest RAM: it is read, watched and installed without QEMU, which moves its device state only.
+    case direct
+    /// QEMU's own migration stream.
+    case stream
+}
+
+/// What travels of a page that was sent before.
+public enum MigrationMode: String, Codable, Sendable, CaseIterable {
+    /// The whole page.
+    case plain
+    /// The lines that have changed, as long as that pays.
+    case dsm
 }
 
 /// The phases a job passes, in this order; the last four are final.
@@ -102,7 +127,13 @@ public struct JobSummary: Codable, Sendable, Equatable {
     public var qemuDowntimeMs: Double?
     public var predictedDowntimeMs: Double?
     public var rounds: Int = 0
+    /// How the source reached the VM's memory.
+    public var port: MemoryPort?
     public var wireBytes: UInt64 = 0
+    /// Of these, until the first pass over all memory was done.
+    public var firstRoundBytes: UInt64?
+    /// Pages held back when the guest was stopped, because it had written them in every round.
+    public var hotPages: UInt64?
     public var forms: [FormCount] = []
     /// How RAM was installed at the destination: block name -> `mapped`, `process`, `stream`.
     public var installed: [String: String] = [:]

@@ -31,6 +31,15 @@ struct BatchSlots: ~Copyable, Sendable {
         slots[lane]?.addZero(page, startsBlock: startsBlock)
     }
 
+    /// See ``Batch/addRun(_:count:startsBlock:_:)``.
+    @inline(__always)
+    mutating func addRun(
+        _ first: PageNumber, count: Int, startsBlock: Bool, _ lane: Int,
+        _ fill: (inout PageBuffer, _ at: Int, _ pages: Int) -> Void
+    ) -> Int {
+        slots[lane]?.addRun(first, count: count, startsBlock: startsBlock, fill) ?? 0
+    }
+
     @inline(__always)
     func isFull(_ lane: Int) -> Bool { slots[lane]?.hasNoRoomForData() ?? false }
 

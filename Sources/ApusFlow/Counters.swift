@@ -39,6 +39,8 @@ public struct FlowSample: Sendable, Equatable {
     public var cpuNs: UInt64 = 0
     /// Sum of the lanes' estimates of their link shares.
     public var linkBytesPerS: UInt64 = 0
+    /// A direct source's rounds; nil: QEMU knows.
+    public var rounds: RoundSample?
     public init() {}
 
     public var dataPages: UInt64 { rawPages + lz4Pages + zstdPages }

@@ -6,6 +6,7 @@ internal import ApusWire
 // The whole route of a page, once:
 //
 //        SOURCE AGENT                                                     DESTINATION AGENT
+//   RAM file ==> DirectSource .
 //   QEMU ==> StreamSource ==> LaneQueue ==> SendLane ==== frames ====> ReceiveLane ==> RAMInstaller ==> guest RAM
 //                  |            ^  pool  |     ^------- credits ---------'      `----> QemuFeed (blocks QEMU hides)
 //                  |                                                                      ^
@@ -17,6 +18,8 @@ internal import ApusWire
 /// What a source flow tells its session.
 public enum SourceFlowEvent: Sendable, Equatable {
     case layoutKnown(Layout)
+    /// Direct port: what is left fits the pause. QEMU is to be told to migrate; see ``SourceFlow/connect(_:)``.
+    case converged
     /// QEMU has stopped the guest and sends the last pages.
     case lastRoundBegan
     /// QEMU has closed the migration socket in good order, or its stream is complete.
@@ -35,36 +38,55 @@ public enum DestinationFlowEvent: Sendable, Equatable {
 public struct FlowOptions: Sendable {
     /// Upper bound of bytes per second on the link; nil: none.
     public var bytesPerS: Double?
-    public init(bytesPerS: Double? = nil) { self.bytesPerS = bytesPerS }
+    /// The longest pause; a direct source opens the gate itself.
+    public var maxDowntimeMs: Double
+    public init(bytesPerS: Double? = nil, maxDowntimeMs: Double = 300) {
+        self.bytesPerS = bytesPerS
+        self.maxDowntimeMs = maxDowntimeMs
+    }
 }
 
-/// The source's half: from QEMU's migration socket to the lanes.
+/// Where a source's pages come from.
+public enum SourcePort: Sendable {
+    /// QEMU's migration stream: the accepted connection of the source QEMU.
+    case stream(Socket)
+    /// Guest RAM itself. QEMU connects when the flow says that it has converged.
+    case direct(DirectMemory)
+}
+
+/// The source's half: from the VM's memory to the lanes.
 public final class SourceFlow: Sendable {
-    private let qemu: Socket
+    /// nil: it has not connected yet.
+    private let qemu = Monitor<Socket?>(nil)
+    private let direct: StreamSource.DirectPages?
+    private let roundCounters = RoundCounters()
     private let control: ControlLink
     private let queues: [LaneQueue]
     private let counters: [LaneCounters]
     private let readerCounters = LaneCounters()
+    private let directCounters = LaneCounters()
     private let laneSockets: [Socket]
     private let report: @Sendable (SourceFlowEvent) -> Void
     private let over = Monitor(false)
 
     /// Starts all threads.
     /// - Parameters:
-    ///   - qemu: the accepted migration connection of the source QEMU.
     ///   - lanes: connected lanes, in order.
     ///   - report: called from any of the flow's threads; must not block.
     public init(
-        qemu: Socket, control: ControlLink, lanes: LaneConnections, options: FlowOptions,
+        _ port: SourcePort, control: ControlLink, lanes: LaneConnections, options: FlowOptions,
         report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) throws(SystemError) {
-        self.qemu = qemu
         self.control = control
         self.report = report
         let count = lanes.count
         queues = (0..<count).map { _ in LaneQueue() }
         counters = (0..<count).map { _ in LaneCounters() }
         laneSockets = lanes.sockets
+        switch port {
+        case .stream: direct = nil
+        case .direct(let memory): direct = StreamSource.DirectPages(memory: memory, orders: DirectOrders())
+        }
         for index in 0..<count {
             let (queue, counter) = (queues[index], counters[index])
             _ = try WorkerThread("apus-send-\(index)") { [self] in
@@ -77,29 +99,50 @@ public final class SourceFlow: Sendable {
                 queue.close()
             }
         }
+        switch port {
+        case .stream(let socket): try connect(socket)
+        case .direct(let memory): try startRounds(memory, options)
+        }
+    }
+
+    private func startRounds(_ memory: DirectMemory, _ options: FlowOptions) throws(SystemError) {
+        guard let orders = direct?.orders else { return }
+        _ = try WorkerThread("apus-direct") { [self] in
+            var source = DirectSource(
+                memory, queues, counters, own: directCounters, control, orders, roundCounters, options, report)
+            do throws(FlowFailure) { try source.run() } catch { fail(error) }
+        }
+    }
+
+    /// Starts to read QEMU's migration connection.
+    public func connect(_ socket: Socket) throws(SystemError) {
+        let isOver = over.read { $0 }
+        qemu.update { $0 = socket }
+        if isOver { return socket.shutDown() }
         _ = try WorkerThread("apus-source") { [self] in
-            var source = StreamSource(qemu, queues, control, readerCounters, report)
+            var source = StreamSource(socket, queues, control, readerCounters, direct: direct, report)
             do throws(FlowFailure) { try source.run() } catch { fail(error) }
             for queue in queues { queue.queue.close() }
         }
     }
 
     /// Bytes of the return path for the source's QEMU.
-    public func writeReturnPath(_ bytes: [UInt8]) throws(SystemError) { try qemu.write(bytes.rawBytes) }
+    public func writeReturnPath(_ bytes: [UInt8]) throws(SystemError) { try qemu.read { $0 }?.write(bytes.rawBytes) }
 
     /// Tells the source's QEMU that the destination has everything: after this it never runs the guest again by itself.
     public func deliverShut() throws(SystemError) {
         var message = StreamBuffer()
         var writer = ReturnPathWriter()
         writer.write(.shut(failed: false), to: &message)
-        try qemu.write(message.bytes)
+        try qemu.read { $0 }?.write(message.bytes)
     }
 
     /// Ends all threads. Unless SHUT was delivered, QEMU sees its socket close, fails the migration and lets the guest
     /// run on.
     public func stop() {
         over.update { $0 = true }
-        qemu.shutDown()
+        direct?.orders.end()
+        qemu.read { $0 }?.shutDown()
         for queue in queues { queue.close() }
         for socket in laneSockets { socket.shutDown() }
     }
@@ -108,7 +151,8 @@ public final class SourceFlow: Sendable {
         var sample = FlowSample()
         for counter in counters { sample.add(counter) }
         sample.wireBytes += control.bytesSent
-        sample.cpuNs += readerCounters.cpuNs.now
+        sample.cpuNs += readerCounters.cpuNs.now + directCounters.cpuNs.now
+        sample.rounds = direct.map { roundCounters.sample($0.memory.layout) }
         return sample
     }
 
@@ -119,6 +163,7 @@ public final class SourceFlow: Sendable {
         }
         guard first else { return }
         report(.failed(failure))
+        direct?.orders.end()
         for queue in queues { queue.close() }
         for socket in laneSockets { socket.shutDown() }
     }
@@ -152,6 +197,7 @@ public final class LaneConnections: Sendable {
 public final class DestinationFlow: Sendable {
     private let feed: QemuFeed
     private let control: @Sendable (ControlLink.Message) -> Void
+    private let isDirect: Bool
     private let ports: @Sendable (RAMBlock) -> BlockPort
     private let state: DestinationState
     private let counters: [LaneCounters]
@@ -164,16 +210,18 @@ public final class DestinationFlow: Sendable {
     /// - Parameters:
     ///   - qemu: connected to the incoming socket of the destination QEMU.
     ///   - lanes: how many lanes will be attached.
+    ///   - isDirect: the source sends RAM blocks that QEMU leaves out of its stream.
     ///   - ports: how to reach a RAM block.
     ///   - send: puts a frame on the control connection; may block.
     ///   - report: called from any of the flow's threads; must not block.
     public init(
-        qemu: Socket, lanes: Int, ports: @escaping @Sendable (RAMBlock) -> BlockPort,
+        qemu: Socket, lanes: Int, isDirect: Bool = false, ports: @escaping @Sendable (RAMBlock) -> BlockPort,
         send: @escaping @Sendable (ControlLink.Message) -> Void,
         report: @escaping @Sendable (DestinationFlowEvent) -> Void
     ) throws(SystemError) {
         feed = QemuFeed(qemu)
         control = send
+        self.isDirect = isDirect
         self.ports = ports
         self.report = report
         state = DestinationState(lanes: lanes)
@@ -244,10 +292,21 @@ public final class DestinationFlow: Sendable {
             table = try RamBlockTable(layout.blocks.map { RamBlock(name: $0.name, usedLength: $0.byteCount) })
         } catch { throw FlowFailure("peer", "The source sent RAM blocks that are not valid: \(error)") }
         let chosen = layout.blocks.map(ports)
+        if isDirect { try empty(layout, chosen) }
         usedPorts.update { used in
             for (block, port) in zip(layout.blocks, chosen) { used[block.name] = port.name }
         }
         state.begin(.init(layout: layout, table: table, ports: chosen, ramSection: message.epoch))
+    }
+
+    /// A direct source sends no page that is zero from the beginning: what firmware has put there must go.
+    private func empty(_ layout: Layout, _ ports: [BlockPort]) throws(FlowFailure) {
+        for (block, port) in zip(layout.blocks, ports) {
+            guard case .mapped(let window) = port else {
+                throw FlowFailure("install", "RAM block \(block.name) is not a shared file on this host.")
+            }
+            try wrap("install") { () throws(SystemError) in try window.punch() }
+        }
     }
 
     private func readReturnPath() throws(FlowFailure) {

@@ -11,11 +11,15 @@ internal import ApusWire
 ///                  `--- header, commands, block list, device state ---> control, epoch 0
 ///   END of RAM:    lanes get fence 1;    what follows goes with epoch 1: written only when all lanes have passed it
 /// ```
+///
+/// With a direct source QEMU's stream holds the small blocks (ROMs) and the device state only, and all of it goes to
+/// control; END of RAM means that the guest is stopped, and is when the direct source scans for the last time.
 struct StreamSource: ~Copyable, Sendable {
     private let qemu: Socket
     private let lanes: [LaneQueue]
     private let control: ControlLink
     private let counters: LaneCounters
+    private let direct: DirectPages?
     private let report: @Sendable (SourceFlowEvent) -> Void
     private var reader = QemuStreamReader()
     private var buffer = PageBuffer(byteCount: 512 << 10)
@@ -30,13 +34,22 @@ struct StreamSource: ~Copyable, Sendable {
     private var ramSection: UInt32 = 0
     private var layoutAnnounced = false
 
+    /// The pages that do not come through QEMU's stream.
+    struct DirectPages: Sendable {
+        let memory: DirectMemory
+        let orders: DirectOrders
+    }
+    /// Blocks of which QEMU has sent a page; with a direct source only.
+    private var blocksSent: Set<Int> = []
+
     private static let streamFrameBytes = FrameHeader.lengthMax(of: .stream)
 
     init(
-        _ qemu: Socket, _ lanes: [LaneQueue], _ control: ControlLink, _ counters: LaneCounters,
+        _ qemu: Socket, _ lanes: [LaneQueue], _ control: ControlLink, _ counters: LaneCounters, direct: DirectPages?,
         _ report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) {
         self.qemu = qemu
+        self.direct = direct
         self.lanes = lanes
         self.control = control
         self.counters = counters
@@ -103,6 +116,9 @@ struct StreamSource: ~Copyable, Sendable {
 
     private mutating func handle(_ element: StreamElement, _ range: Range<Int>) throws(FlowFailure) {
         switch element {
+        case .page(let block, _) where direct != nil, .zero(let block, _) where direct != nil:
+            blocksSent.insert(block)
+            forward(range)
         case .page(let block, let offset):
             try page(block, offset, range.upperBound - Limits.pageBytes)
         case .zero(let block, let offset):
@@ -114,11 +130,12 @@ struct StreamSource: ~Copyable, Sendable {
             if head.kind == .ram { ramSection = head.id }
             forward(range)
         case .sectionPart(_, kind: .ram):
-            inRamPart = true
+            if direct == nil { inRamPart = true } else { forward(range) }
         case .sectionEnd(_, kind: .ram):
             try flushPending()
             epoch += 1
             report(.lastRoundBegan)
+            try finishDirect()
             forward(range)
         case .sectionFull where reader.isOpaque:
             try sendFence()
@@ -195,6 +212,25 @@ struct StreamSource: ~Copyable, Sendable {
         }
     }
 
+    /// The guest is stopped. Every block must come from exactly one side, or a part of its memory would be missing.
+    private mutating func finishDirect() throws(FlowFailure) {
+        guard let direct, let layout else { return }
+        for (index, block) in layout.blocks.enumerated() where block.byteCount > 0 {
+            let owned = direct.memory.layout.blocks.first { $0.name == block.name }
+            guard (owned != nil) != blocksSent.contains(index), owned.map({ $0.byteCount == block.byteCount }) ?? true
+            else {
+                throw FlowFailure(
+                    "direct-layout",
+                    "RAM block \(block.name) (\(block.byteCount) bytes) "
+                        + (owned == nil
+                            ? "is left out by QEMU, but the agent does not own it."
+                            : "is not the one that the agent owns.")
+                        + " Migrate with --port stream.")
+            }
+        }
+        guard direct.orders.finishRounds() else { throw FlowFailure("link", "The lanes have stopped.") }
+    }
+
     // MARK: Everything else
 
     private mutating func forward(_ range: Range<Int>) {
@@ -217,6 +253,11 @@ struct StreamSource: ~Copyable, Sendable {
         guard layout == nil else {
             throw FlowFailure("qemu-stream", "The source QEMU sent its list of RAM blocks twice.")
         }
+        guard reader.ignoresShared == (direct != nil) else {
+            throw FlowFailure(
+                "qemu-stream",
+                "Somebody has changed QEMU's capability x-ignore-shared while it was being migrated. Migrate again.")
+        }
         do throws(LayoutError) {
             layout = try Layout(reader.blocks.map { ($0.name, $0.usedLength) })
         } catch { throw FlowFailure("qemu-stream", "The RAM blocks of the source QEMU are not usable: \(error).") }
@@ -225,6 +266,7 @@ struct StreamSource: ~Copyable, Sendable {
     /// After the START section, so that the destination's QEMU has read it before anything is installed.
     private mutating func announceLayout() throws(FlowFailure) {
         guard let layout, !layoutAnnounced else { return }
+        if direct != nil { return layoutAnnounced = true }
         layoutAnnounced = true
         try flushPending()
         guard control.send(.init(.layout, epoch: ramSection, LayoutPayload.bytes(layout))) else {

@@ -58,7 +58,7 @@ public final class Loopback: Sendable {
                     reception.endpoint, Hello(role: .lane, lane: UInt16(lane), lanes: UInt32(lanes))))
         }
         source = try SourceFlow(
-            qemu: nearSource, control: control, lanes: connections, options: FlowOptions(),
+            .stream(nearSource), control: control, lanes: connections, options: FlowOptions(),
             report: { [sourceEvents] event in sourceEvents.update { $0.append(event) } })
     }
 

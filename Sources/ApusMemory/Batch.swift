@@ -75,6 +75,21 @@ public struct Batch: ~Copyable, Sendable {
         extend(page, .raw, startsBlock)
     }
 
+    /// Adds up to `count` consecutive pages of data that `fill` copies to the byte offset it is given, all at once.
+    ///
+    /// - Returns: how many pages found room; 0 when ``accepts(_:form:)`` is false.
+    @inline(__always)
+    public mutating func addRun(
+        _ first: PageNumber, count: Int, startsBlock: Bool, _ fill: (inout PageBuffer, _ at: Int, _ pages: Int) -> Void
+    ) -> Int {
+        guard accepts(first, form: .raw) else { return 0 }
+        let pages = min(count, Limits.batchPages - dataPages)
+        fill(&data, dataPages * Limits.pageBytes, pages)
+        dataPages += pages
+        for page in 0..<pages { extend(first + PageNumber(page), .raw, startsBlock && page == 0) }
+        return pages
+    }
+
     @inline(__always)
     private mutating func extend(_ page: PageNumber, _ form: Form, _ startsBlock: Bool) {
         if recordCount > 0 && !startsBlock {

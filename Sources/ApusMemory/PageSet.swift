@@ -35,6 +35,27 @@ public struct PageSet: Equatable, Sendable {
 
     public var count: Int { words.reduce(0) { $0 + $1.nonzeroBitCount } }
 
+    var wordCount: Int { words.count }
+    subscript(word index: Int) -> UInt64 {
+        get { words[index] }
+        set { words[index] = newValue }
+    }
+
+    /// Calls `body` for each run of consecutive members, ascending; a run ends at the latest where a stripe of 64 pages
+    /// does, so that it lies on one lane.
+    public func forEachStripeRun<E: Error>(_ body: (_ first: PageNumber, _ count: Int) throws(E) -> Void) throws(E) {
+        for index in words.indices {
+            var word = words[index]
+            while word != 0 {
+                let start = word.trailingZeroBitCount
+                let count = (~(word >> UInt64(start))).trailingZeroBitCount
+                try body(PageNumber(index << 6 + start), min(count, 64 - start))
+                if start + count >= 64 { break }
+                word &= ~0 << UInt64(start + count)
+            }
+        }
+    }
+
     /// Length of the run that begins at `page`, within `count`, whose members are all in (or all not in) the set.
     public func uniformRun(from page: PageNumber, count: Int) -> (inSet: Bool, count: Int) {
         let inSet = contains(page)

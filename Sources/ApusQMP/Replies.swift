@@ -87,9 +87,15 @@ public struct BlockDevice: Decodable, Sendable, Equatable {
         public let file: String
         public let readOnly: Bool
         public let driver: String
+        public let cache: Cache?
+
+        public struct Cache: Decodable, Sendable, Equatable {
+            /// O_DIRECT: disks read and write guest memory itself.
+            public let direct: Bool
+        }
 
         private enum CodingKeys: String, CodingKey {
-            case file
+            case file, cache
             case readOnly = "ro"
             case driver = "drv"
         }

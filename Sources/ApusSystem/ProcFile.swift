@@ -87,6 +87,14 @@ public final class FileLock: Sendable {
     deinit { capus_unlock_file(descriptor) }
 }
 
+public enum FileSystem {
+    /// True when the file lives in memory (tmpfs), with pages of 4096 bytes. False also when it cannot be told.
+    public static func isMemory(_ path: String) -> Bool {
+        // SAFETY: the path is NUL-terminated for the call.
+        unsafe capus_is_tmpfs(path) == 1
+    }
+}
+
 public enum TerminalSize {
     /// Columns of the terminal behind a descriptor; nil: it is no terminal.
     public static func columns(of descriptor: Int32) -> Int? {

@@ -13,6 +13,8 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <linux/magic.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -159,6 +161,12 @@ int capus_room(const char *path, uint64_t *bytes) {
     if (statvfs(path, &status) < 0) return errno;
     *bytes = (uint64_t)status.f_bavail * status.f_frsize;
     return 0;
+}
+
+int capus_is_tmpfs(const char *path) {
+    struct statfs status;
+    if (statfs(path, &status) < 0) return -errno;
+    return status.f_type == TMPFS_MAGIC;
 }
 
 int capus_lock_file(const char *path) {

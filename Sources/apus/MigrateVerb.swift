@@ -1,5 +1,5 @@
-import ApusAPI
-import ArgumentParser
+public import ApusAPI
+public import ArgumentParser
 import Foundation
 import UnixSignals
 
@@ -18,6 +18,10 @@ struct MigrateVerb: AsyncParsableCommand {
     @Option(help: ArgumentHelp("At most this much on the link, in MB/s.", valueName: "MB/s")) var bandwidth: Double?
     @Option(help: ArgumentHelp("Give up after this many seconds; the VM then runs on here.", valueName: "s"))
     var timeout: Double?
+    @Option(help: "How memory is reached: auto, direct (the agents own guest RAM), stream (QEMU's migration stream).")
+    var port = MemoryPort.auto
+    @Option(help: "What travels of a page that is sent again: plain (all of it), dsm (the lines that changed).")
+    var mode: MigrationMode?
     @Flag(help: "Do not wait: print the job and return.") var detach = false
     @OptionGroup var connection: Connection
 
@@ -29,7 +33,8 @@ struct MigrateVerb: AsyncParsableCommand {
 
     func run() async throws {
         let request = MigrateRequest(
-            vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout)
+            vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout, port: port,
+            mode: mode)
         // Trapped before the job exists: a Ctrl-C in between must abort it, not leave it without its watcher.
         let interrupts = detach ? nil : await UnixSignalsSequence(trapping: .sigint)
         try await connection.run { client in
@@ -44,6 +49,9 @@ struct MigrateVerb: AsyncParsableCommand {
         }
     }
 }
+
+extension MemoryPort: ExpressibleByArgument {}
+extension MigrationMode: ExpressibleByArgument {}
 
 struct JobVerb: AsyncParsableCommand {
     static let configuration = CommandConfiguration(

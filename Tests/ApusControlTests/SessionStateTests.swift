@@ -17,7 +17,7 @@ private func source(_ events: [SourceEvent], guestRunning: Bool = true) -> Sourc
     for event in events { _ = session.handle(event) }
     return session
 }
-private let toTransferring: [SourceEvent] = [.start(offer), .connected, .received(.ready)]
+private let toTransferring: [SourceEvent] = [.start(offer), .connected, .received(.ready(TransferTerms()))]
 private let toReleasing = toTransferring + [.qemuStopped, .received(.prepared(PreparedReport()))]
 private let toCommitted = toReleasing + [.qemuCompleted]
 
@@ -26,7 +26,7 @@ private func destination(_ events: [DestinationEvent]) -> DestinationSession {
     for event in events { _ = session.handle(event) }
     return session
 }
-private let toReceiving: [DestinationEvent] = [.received(.open(offer)), .qemuReady]
+private let toReceiving: [DestinationEvent] = [.received(.open(offer)), .qemuReady(TransferTerms())]
 private let toInDoubt = toReceiving + [.loaded(PreparedReport())]
 private let toStarting = toInDoubt + [.received(.commit)]
 
@@ -36,7 +36,7 @@ private let toStarting = toInDoubt + [.received(.commit)]
         #expect(session.handle(.start(offer)) == [.record(row(.started)), .connect])
         #expect(session.handle(.connected) == [.send(.open(offer))])
         #expect(session.phase == .connecting)
-        #expect(session.handle(.received(.ready)) == [.startTransfer])
+        #expect(session.handle(.received(.ready(TransferTerms()))) == [.startTransfer])
         #expect(session.handle(.gateOpened) == [.raiseDowntimeLimit])
         #expect(session.handle(.qemuStopped) == [])
         #expect(session.phase == .switching)
@@ -53,7 +53,7 @@ private let toStarting = toInDoubt + [.received(.commit)]
         SourceEvent.connectionLost, .peerSilent, .deadlinePassed, .userAborted, .switchOverTimedOut,
         .qemuFailed("x"), .qemuCompleted, .localFailed(problem),
         .received(.failed(.init(problem: problem, copy: .neverRan))), .received(.commit), .received(.verdictQuery),
-        .received(.running(ResumeReport())), .received(.ready), .received(.open(offer)),
+        .received(.running(ResumeReport())), .received(.ready(TransferTerms())), .received(.open(offer)),
     ])
     func failuresBeforePreparedAbort(event: SourceEvent) {
         for events in [toTransferring, toTransferring + [.qemuStopped]] {
@@ -82,7 +82,7 @@ private let toStarting = toInDoubt + [.received(.commit)]
     @Test func aGuestPausedByItsOperatorStaysPaused() {
         var paused = offer
         paused.guestRunning = false
-        var session = source([.start(paused), .connected, .received(.ready)], guestRunning: false)
+        var session = source([.start(paused), .connected, .received(.ready(TransferTerms()))], guestRunning: false)
         _ = session.handle(.userAborted)
         let actions = session.handle(.qemuObserved(.kept(running: false)))
         #expect(!actions.contains(.resumeGuest))
@@ -168,7 +168,7 @@ private let toStarting = toInDoubt + [.received(.commit)]
     @Test func theStoryInActions() {
         var session = DestinationSession(job: "j")
         #expect(session.handle(.received(.open(offer))) == [.record(row(.incoming)), .prepareQemu(offer)])
-        #expect(session.handle(.qemuReady) == [.send(.ready)])
+        #expect(session.handle(.qemuReady(TransferTerms(direct: true))) == [.send(.ready(TransferTerms(direct: true)))])
         #expect(
             session.handle(.loaded(PreparedReport())) == [
                 .record(row(.prepared)), .send(.prepared(PreparedReport())),
@@ -186,7 +186,7 @@ private let toStarting = toInDoubt + [.received(.commit)]
 
     @Test(arguments: [
         DestinationEvent.connectionLost, .peerSilent, .userAborted, .qemuDied, .localFailed(problem),
-        .received(.commit), .received(.ready), .received(.verdictQuery), .received(.abort(problem)),
+        .received(.commit), .received(.ready(TransferTerms())), .received(.verdictQuery), .received(.abort(problem)),
     ])
     func beforePreparedItDiscardsAlone(event: DestinationEvent) {
         for events in [Array(toReceiving.prefix(1)), toReceiving] {
@@ -199,7 +199,8 @@ private let toStarting = toInDoubt + [.received(.commit)]
     /// Nothing but a verdict moves a prepared destination.
     @Test(arguments: [
         DestinationEvent.connectionLost, .peerSilent, .userAborted, .retryDue, .connected, .localFailed(problem),
-        .received(.open(offer)), .received(.ready), .received(.aborted), .received(.running(ResumeReport())),
+        .received(.open(offer)), .received(.ready(TransferTerms())), .received(.aborted),
+        .received(.running(ResumeReport())),
         .resolve(commit: true), .resolve(commit: false),
     ])
     func preparedItWaits(event: DestinationEvent) {
@@ -244,8 +245,8 @@ private let toStarting = toInDoubt + [.received(.commit)]
     }
 
     @Test func ourOwnMistakesTrap() async {
-        await #expect(processExitsWith: .failure) { _ = destination([.qemuReady]) }
-        await #expect(processExitsWith: .failure) { _ = destination(toReceiving + [.qemuReady]) }
+        await #expect(processExitsWith: .failure) { _ = destination([.qemuReady(TransferTerms())]) }
+        await #expect(processExitsWith: .failure) { _ = destination(toReceiving + [.qemuReady(TransferTerms())]) }
         await #expect(processExitsWith: .failure) { _ = destination(Array(toReceiving.prefix(1)) + [.loaded(.init())]) }
         await #expect(processExitsWith: .failure) { _ = destination(toReceiving + [.guestRunning(.init())]) }
         await #expect(processExitsWith: .failure) { _ = destination(toInDoubt + [.loaded(.init())]) }
@@ -257,7 +258,8 @@ private let toStarting = toInDoubt + [.received(.commit)]
 
 @Suite struct SessionMessageTests {
     static let all: [SessionMessage] = [
-        .open(offer), .ready, .refused(problem), .prepared(PreparedReport(installed: ["pc.ram": "mapped"])), .commit,
+        .open(offer), .ready(TransferTerms(direct: false, reason: "no room")), .refused(problem),
+        .prepared(PreparedReport(installed: ["pc.ram": "mapped"])), .commit,
         .abort(problem), .running(ResumeReport(resumeMs: 2.5, resumedAtUs: 99)), .verdictQuery,
         .heartbeat(HeartbeatReport(pages: 7)), .failed(.init(problem: problem, copy: .held)), .aborted,
     ]

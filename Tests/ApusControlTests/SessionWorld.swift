@@ -396,7 +396,7 @@ extension World {
                 return tellB(.localFailed(.init("machine-type-missing", "No such machine type.")))
             }
             destination = .incoming
-            tellB(.qemuReady)
+            tellB(.qemuReady(TransferTerms()))
         case .connect: connect(fromA: false)
         case .send(let message): if linkUp { toA.append(message) }
         case .startGuest(let paused): try startDestination(paused: paused)

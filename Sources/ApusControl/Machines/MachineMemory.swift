@@ -70,7 +70,7 @@ public struct MachineMemory: Sendable, Equatable {
 
     /// A writable shared mapping of exactly this length: at the address QEMU gives, else the only one, else the only
     /// one whose file bears the block's name.
-    private static func sharedRange(
+    static func sharedRange(
         for block: (name: String, bytes: UInt64), in maps: [MappedRange], at address: UInt64?
     ) -> MappedRange? {
         let fitting = maps.filter { $0.shared && $0.writable && $0.inode != 0 && $0.length == block.bytes }

@@ -11,7 +11,7 @@ public enum DestinationEvent: Sendable, Equatable {
     /// The connection broke or could not be made; always reported before the `connected` of a later one.
     case connectionLost
     /// QEMU waits for its stream, lanes may connect.
-    case qemuReady
+    case qemuReady(TransferTerms)
     /// A check failed, QEMU could not start, a page or checksum is wrong, QEMU refused the stream (SHUT 1).
     case localFailed(SessionProblem)
     /// QEMU said SHUT 0 and every page is accounted for. The agent keeps this SHUT to itself.

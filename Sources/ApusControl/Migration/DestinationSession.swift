@@ -137,10 +137,10 @@ extension DestinationSession {
 
     private mutating func beforePrepared(_ event: DestinationEvent) -> [DestinationAction] {
         switch event {
-        case .qemuReady:
+        case .qemuReady(let terms):
             guard state == .preparing else { illegal(event) }
             state = .receiving
-            return [.send(.ready)]
+            return [.send(.ready(terms))]
         case .loaded(let report):
             guard state == .receiving else { illegal(event) }
             state = .inDoubt(linked: true)

@@ -224,7 +224,9 @@ actor IncomingMigration {
             self.machine = machine
             watchMachine()
             status.notes += machine.launchNotes
-            let flow = try await startFlow(machine, lanes: lanes)
+            let memory = await MachineMemory.Locator(machine)
+            let terms = Self.terms(offer, memory)
+            let flow = try await startFlow(machine, memory, lanes: lanes, direct: terms.direct)
             self.flow = flow
             self.token = token
             services.lanes.expect(token, lanes: lanes) { connection in try? flow.attach(connection) }
@@ -232,30 +234,47 @@ actor IncomingMigration {
                 flow.receive(frame)
                 Task { await self.noteStream() }
             }
-            post(.qemuReady)
+            post(.qemuReady(terms))
         } catch {
             post(.localFailed(SessionProblem("destination-unready", error)))
         }
     }
 
+    /// Whether the blocks that the source would own can be owned here too.
+    private static func terms(_ offer: MigrationOffer, _ memory: MachineMemory.Locator) -> TransferTerms {
+        guard let text = offer.options["directBlocks"] else { return TransferTerms() }
+        guard let blocks = DirectAccess.parse(offered: text) else {
+            return TransferTerms(reason: "The source's list of RAM blocks cannot be read.")
+        }
+        for block in blocks {
+            guard case .mapped = memory.location(of: block.name, bytes: block.byteCount) else {
+                return TransferTerms(reason: "At the destination RAM block \(block.name) is not in a shared file.")
+            }
+        }
+        return TransferTerms(direct: true)
+    }
+
     private func noteStream() { lastStream = Instant.now() }
 
-    private func startFlow(_ machine: Machine, lanes: Int) async throws -> DestinationFlow {
+    private func startFlow(
+        _ machine: Machine, _ memory: MachineMemory.Locator, lanes: Int, direct: Bool
+    ) async throws -> DestinationFlow {
         let path = machine.runDirectory + "/incoming.sock"
         do {
             // Disks stay with the source until `cont`: a destination that locked them would keep the source from
             // going on after an abort.
             try await machine.qmp.execute(
-                .migrateSetCapabilities(["events": true, "return-path": true, "late-block-activate": true]))
+                .migrateSetCapabilities([
+                    "events": true, "return-path": true, "late-block-activate": true, "x-ignore-shared": direct,
+                ]))
             try await machine.qmp.execute(.migrateIncoming(uri: "unix:" + path))
         } catch let error as QMPError {
             throw Problem("qemu-refused", "The destination QEMU does not accept a migration: \(error).")
         }
-        let memory = await MachineMemory.Locator(machine)
         let qemu = try await offPool("apus-dial") { try Socket.connect(to: .unix(path: path), timeoutMs: 5_000) }
         let link = self.link
         return try DestinationFlow(
-            qemu: qemu, lanes: lanes,
+            qemu: qemu, lanes: lanes, isDirect: direct,
             ports: { block in memory.port(of: block) },
             send: { link?.post($0) },
             report: { [self] event in flowReports(event) })

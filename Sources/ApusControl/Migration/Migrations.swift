@@ -58,6 +58,7 @@ public actor Migrations {
         let migration = OutgoingMigration(
             services, job: job, machine: machine, peer: peer, request, guestRunning: state == .running)
         do {
+            let direct = try await migration.choosePort(machine)
             let definition = try SessionRow.encode(machine.definition)
             guard definition.utf8.count <= Self.definitionBytesMax else {
                 throw Problem(
@@ -71,8 +72,10 @@ public actor Migrations {
                 guestRunning: state == .running,
                 options: [
                     "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
-                ])
+                    "directBlocks": direct?.offered,
+                ].compactMapValues { $0 })
         } catch {
+            await migration.letGoOfMemory()
             try? await machines.giveBack(machine)
             throw error
         }

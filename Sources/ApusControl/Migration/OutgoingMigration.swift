@@ -39,6 +39,10 @@ actor OutgoingMigration {
     private var switchLimitSaid = false
     private var stallSaid = false
     var transfer: OutgoingTransfer?
+    /// The VM's RAM, held from outside until the job is over; nil: it goes by the stream port.
+    private(set) var memory: DirectMemory?
+    /// STOP events to come that are only for finishing disk requests.
+    private nonisolated let drainStops = Monitor(0)
     var marks = SwitchMarks()
     var status: JobStatus
     var monitor: ProgressMonitor
@@ -101,7 +105,7 @@ actor OutgoingMigration {
         watchMachine()
         post(first)
         for await input in inputs {
-            for event in events(for: input) where !isOver { await handle(event) }
+            for event in await events(for: input) where !isOver { await handle(event) }
             if isOver { break }
         }
         watchers.cancel()
@@ -118,7 +122,7 @@ actor OutgoingMigration {
         transfer = nil
     }
 
-    private func events(for input: SessionInput<SourceEvent>) -> [SourceEvent] {
+    private func events(for input: SessionInput<SourceEvent>) async -> [SourceEvent] {
         switch input {
         case .event(let event):
             if event == .retryDue { retryIsPosted = false }
@@ -140,14 +144,78 @@ actor OutgoingMigration {
             return slot.drop(link) ? [.connectionLost] : []
         case .message(let link, let message):
             guard link === self.link else { return [] }
-            note(message)
+            await note(message)
             return [.received(message.told(by: request.host))]
         }
     }
 
+    /// Decides how the VM's memory is reached here, and takes hold of it; the destination has its say in `ready`.
+    ///
+    /// - Returns: what to offer; nil: the stream port.
+    /// - Throws: `Problem` `port-not-possible` when the operator wants the direct port and it cannot be had.
+    func choosePort(_ machine: Machine) async throws -> DirectAccess? {
+        if request.port == .stream { return nil }
+        do {
+            let access = try await DirectAccess.examine(machine)
+            let drain = drain(machine)
+            memory = try await offPool("apus-attach") {
+                try access.attach(pid: machine.pid, journal: DirectAccess.journalPath(machine), drain: drain)
+            }
+            if access.usesDirectIO {
+                status.notes.append(
+                    "\(machine.name) has a disk with cache.direct=on: every round stops it until its disk requests are done."
+                )
+            }
+            return access
+        } catch {
+            guard request.port != .direct else { throw Self.portNotPossible(machine.name, "\(error)") }
+            status.notes.append("\(machine.name) goes by the stream port. \(error)")
+            return nil
+        }
+    }
+
+    /// Called from the flow's threads.
+    private nonisolated func drain(_ machine: Machine) -> DirectMemory.Drain {
+        let stops = drainStops
+        return DirectMemory.Drain(
+            stop: {
+                try blocking {
+                    guard await machine.runState() == .running else { return false }
+                    stops.update { $0 += 1 }
+                    try await machine.qmp.execute(.stop)
+                    return true
+                }
+            },
+            resume: { _ = try blocking { try await machine.qmp.execute(.cont) } })
+    }
+
+    private static func portNotPossible(_ name: String, _ why: String) -> Problem {
+        Problem(
+            "port-not-possible", "\(name) cannot go by the direct port. \(why)",
+            advice: "Leave --port out: the stream port moves it.")
+    }
+
+    private func agree(on terms: TransferTerms) async {
+        guard memory != nil, !terms.direct else { return }
+        await letGoOfMemory()
+        let why = terms.reason ?? "The destination's agent does not know it."
+        if request.port == .direct { return post(.localFailed(SessionProblem(Self.portNotPossible(request.vm, why)))) }
+        status.notes.append("\(request.vm) goes by the stream port. \(why)")
+    }
+
+    /// Takes everything out of QEMU again. What cannot be taken out now is left to the next agent, by its journal.
+    func letGoOfMemory() async {
+        guard let memory else { return }
+        self.memory = nil
+        do { try await offPool("apus-detach") { try memory.detach() } } catch {
+            logger.warning("detach: \(error)", metadata: ["job": "\(job)"])
+        }
+    }
+
     /// Keeps what the destination reports for the summary.
-    private func note(_ message: SessionMessage) {
+    private func note(_ message: SessionMessage) async {
         switch message {
+        case .ready(let terms): await agree(on: terms)
         case .prepared(let report):
             marks.prepared = Instant.now()
             marks.loadMs = report.loadMs
@@ -156,7 +224,7 @@ actor OutgoingMigration {
             marks.running = Instant.now()
             marks.resumeMs = report.resumeMs
         case .heartbeat(let report): marks.destinationCPUS = report.cpuS
-        case .open, .ready, .refused, .commit, .abort, .verdictQuery, .failed, .aborted: break
+        case .open, .refused, .commit, .abort, .verdictQuery, .failed, .aborted: break
         }
     }
 
@@ -193,7 +261,7 @@ actor OutgoingMigration {
         case .connect: connect()
         case .send(let message): link?.post(SessionEnvelope(job: job, message: message).frame)
         case .startTransfer: await startTransfer()
-        case .raiseDowntimeLimit: await transfer?.raiseDowntimeLimit(ms: request.maxDowntimeMs)
+        case .raiseDowntimeLimit: await openGate()
         case .deliverShut: transfer?.deliverShut()
         case .releaseQemu:
             transfer?.stop()
@@ -233,6 +301,12 @@ actor OutgoingMigration {
         }
     }
 
+    private func openGate() async {
+        do { try await transfer?.letQemuStop(maxDowntimeMs: request.maxDowntimeMs) } catch {
+            post(.localFailed(SessionProblem("transfer-failed", error)))
+        }
+    }
+
     private func resumeGuest() async {
         do { try await machine?.qmp.execute(.cont) } catch {
             let note = "The guest could not be resumed; it is tried again and again: \(error)."
@@ -257,7 +331,11 @@ actor OutgoingMigration {
     private func finish() async {
         isOver = true
         transfer?.stop()
-        if let machine { await OutgoingTransfer.restoreSettings(machine) }
+        await letGoOfMemory()
+        if let machine {
+            await OutgoingTransfer.takeBackTracker(machine)
+            await OutgoingTransfer.restoreSettings(machine)
+        }
         switch session.state {
         // What is left of a lost VM is its operator's too.
         case .kept, .lost: await services.machines.release(request.vm, job: job)
@@ -316,7 +394,7 @@ actor OutgoingMigration {
     private func watchQemu(_ machine: Machine) async {
         for await event in machine.qmp.events() {
             switch event.kind {
-            case .stop: if transfer != nil { post(.qemuStopped) }
+            case .stop: if transfer != nil && !drainStops.takeOne() { post(.qemuStopped) }
             case .migration(.completed):
                 post(.qemuCompleted)
                 let info = try? await machine.qmp.execute(.queryMigrate)
@@ -358,21 +436,25 @@ actor OutgoingMigration {
         }
     }
 
+    /// What is left fits the pause.
+    func gateOpens() {
+        guard session.state == .transferring else { return }
+        // A guest that was paused before shows no STOP.
+        if !session.guestRunning { marks.gateOpened = Instant.now() }
+        marks.predictedDowntimeMs = status.progress.predictedDowntimeMs
+        post(.gateOpened)
+    }
+
     private func sample() async {
         while !Task.isCancelled {
             try? await Task.sleep(for: SessionTimes.sample)
             guard let transfer, !status.phase.isFinal else { continue }
             // While the guest is stopped QEMU does not answer, and there is nothing left to decide.
             let info =
-                session.state == .transferring
+                session.state == .transferring && !transfer.isDirect
                 ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
-            let gateOpens = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
-            if gateOpens && session.state == .transferring {
-                // A guest that was paused before shows no STOP.
-                if !session.guestRunning { marks.gateOpened = Instant.now() }
-                marks.predictedDowntimeMs = status.progress.predictedDowntimeMs
-                post(.gateOpened)
-            }
+            let isReady = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
+            if isReady { gateOpens() }
             if monitor.stalledMs > SessionTimes.stallMs && !stallSaid {
                 stallSaid = true
                 post(
@@ -384,6 +466,17 @@ actor OutgoingMigration {
             }
             // The phase is published by the serial loop alone, when its actions are done.
             if !isOver { await services.board.publish(status) }
+        }
+    }
+}
+
+extension Monitor<Int> {
+    /// Counts down; false at zero.
+    fileprivate func takeOne() -> Bool {
+        update { count in
+            guard count > 0 else { return false }
+            count -= 1
+            return true
         }
     }
 }

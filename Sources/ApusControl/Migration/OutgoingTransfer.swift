@@ -9,10 +9,13 @@ import Foundation
 /// The moving part of an outgoing job: the source QEMU set up to migrate into our socket, and the flow that reads it.
 final class OutgoingTransfer: Sendable {
     let flow: SourceFlow
+    let isDirect: Bool
     private let machine: Machine
 
     /// QEMU stops by itself only when this little is left: the gate decides, not QEMU.
     private static let closedDowntimeMs: UInt64 = 1
+    /// With the direct port the agent has decided before QEMU is asked: its ROMs and device state always fit.
+    private static let openDowntimeMs: UInt64 = 10_000
     private static let acceptMs = 5_000
 
     /// What the operator had set, to be put back when the VM stays here. Kept in the VM's run directory, so that the
@@ -38,9 +41,11 @@ final class OutgoingTransfer: Sendable {
     /// - Throws: `Problem`; QEMU's settings are then as they were.
     init(_ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink) async throws {
         self.machine = machine
+        let memory = migration.memory
+        isDirect = memory != nil
         do {
-            try await Self.prepare(machine)
-            flow = try await Self.start(migration, machine, link)
+            try await Self.prepare(machine, direct: isDirect)
+            flow = try await Self.start(migration, machine, link, memory)
         } catch {
             await Self.restoreSettings(machine)
             throw error
@@ -48,13 +53,25 @@ final class OutgoingTransfer: Sendable {
     }
 
     private static func start(
-        _ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink
+        _ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink, _ memory: DirectMemory?
     ) async throws -> SourceFlow {
+        let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
+        let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
+        let options = FlowOptions(
+            bytesPerS: migration.request.bandwidthMBps.map { $0 * 1e6 },
+            maxDowntimeMs: Double(migration.request.maxDowntimeMs))
+        let port: SourcePort =
+            if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
+        return try SourceFlow(port, control: link, lanes: lanes, options: options) { event in
+            migration.flowReports(event)
+        }
+    }
+
+    /// Makes QEMU migrate into a socket of ours.
+    private static func connection(of machine: Machine) async throws -> Socket {
         let path = machine.runDirectory + "/migrate.sock"
         let listener = try Listener(.unix(path: path))
         defer { listener.shutDown() }
-        let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
-        let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
         do {
             _ = try await machine.qmp.execute(.migrate(uri: "unix:" + path))
         } catch let error as QMPError {
@@ -67,10 +84,7 @@ final class OutgoingTransfer: Sendable {
                 "qemu-silent", "The source QEMU did not connect to \(path) within \(acceptMs / 1000) s.",
                 advice: "It must be allowed to reach the agent's run directory.")
         }
-        let options = FlowOptions(bytesPerS: migration.request.bandwidthMBps.map { $0 * 1e6 })
-        return try SourceFlow(qemu: qemu, control: link, lanes: lanes, options: options) { event in
-            migration.flowReports(event)
-        }
+        return qemu
     }
 
     private static func dialLanes(_ peer: Endpoint, _ token: Token, _ count: Int) throws -> LaneConnections {
@@ -91,10 +105,10 @@ final class OutgoingTransfer: Sendable {
     // MARK: QEMU's settings
 
     /// Everything that would change the stream under us is switched off; what was there is remembered.
-    private static func prepare(_ machine: Machine) async throws {
+    private static func prepare(_ machine: Machine, direct: Bool) async throws {
         let wanted = [
             "return-path": true, "events": true, "xbzrle": false, "multifd": false, "postcopy-ram": false,
-            "compress": false, "auto-converge": false, "pause-before-switchover": false, "x-ignore-shared": false,
+            "compress": false, "auto-converge": false, "pause-before-switchover": false, "x-ignore-shared": direct,
             "mapped-ram": false, "release-ram": false, "x-colo": false, "background-snapshot": false,
         ]
         let qmp = machine.qmp
@@ -117,7 +131,9 @@ final class OutgoingTransfer: Sendable {
             if SavedSettings.read(machine) == nil { try saved.write(machine) }
             if !changes.isEmpty { try await qmp.execute(.migrateSetCapabilities(changes)) }
             try await qmp.execute(
-                .migrateSetParameters(MigrateParameters(downtimeLimitMs: closedDowntimeMs, maxBandwidth: 0)))
+                .migrateSetParameters(
+                    MigrateParameters(
+                        downtimeLimitMs: direct ? openDowntimeMs : closedDowntimeMs, maxBandwidth: 0)))
         } catch let error as QMPError {
             throw Problem(
                 "qemu-refused", "The source QEMU refuses the settings for a migration: \(error).",
@@ -137,12 +153,24 @@ final class OutgoingTransfer: Sendable {
         try? FileManager.default.removeItem(atPath: SavedSettings.path(machine))
     }
 
+    /// Takes out what an agent that died has left in a QEMU that lives.
+    static func takeBackTracker(_ machine: Machine) async {
+        let journal = DirectAccess.journalPath(machine)
+        guard machine.exit == nil, FileManager.default.fileExists(atPath: journal) else { return }
+        try? await offPool("apus-detach") { try? WriteTracker.cleanUp(journal: journal) }
+    }
+
     // MARK: The switch-over
 
-    /// QEMU compares what is left with this at most 100 ms later, and stops the guest when it fits.
-    func raiseDowntimeLimit(ms: Int) async {
-        let limit = MigrateParameters(downtimeLimitMs: UInt64(max(ms, 1)))
-        _ = try? await machine.qmp.execute(.migrateSetParameters(limit))
+    /// The gate is open. Stream port: QEMU compares what is left with the limit at most 100 ms later, and stops the guest
+    /// when it fits. Direct port: QEMU begins to migrate, and stops the guest after its few small blocks.
+    func letQemuStop(maxDowntimeMs: Int) async throws {
+        guard isDirect else {
+            let limit = MigrateParameters(downtimeLimitMs: UInt64(max(maxDowntimeMs, 1)))
+            _ = try? await machine.qmp.execute(.migrateSetParameters(limit))
+            return
+        }
+        try flow.connect(try await Self.connection(of: machine))
     }
 
     /// A socket that is dead already is no error: QEMU's state tells what became of it.
@@ -189,6 +217,7 @@ extension OutgoingMigration {
     nonisolated func flowReports(_ event: SourceFlowEvent) {
         switch event {
         case .layoutKnown, .lastRoundBegan, .streamEnded: break
+        case .converged: Task { await self.gateOpens() }
         case .failed(let failure):
             let problem = SessionProblem(failure)
             guard failure.code == "link" else { return post(.localFailed(problem)) }

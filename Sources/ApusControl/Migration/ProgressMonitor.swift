@@ -55,6 +55,8 @@ struct ProgressMonitor: Sendable {
     private var confirmed: (bytes: UInt64, ns: UInt64) = (0, 0)
     private(set) var stalledMs = 0.0
     private(set) var sample = FlowSample()
+    /// Wire bytes when the first pass over all memory was done.
+    private(set) var firstRoundBytes: UInt64?
     private let startNs = Instant.now().ns
 
     /// Rates are taken over this much of the past.
@@ -76,12 +78,17 @@ struct ProgressMonitor: Sendable {
         progress.elapsedMs = Double(nowNs - startNs) / 1e6
         progress.wireBytes = flow.wireBytes
         progress.rateBytesPerS = Double(flow.wireBytes - first.wireBytes) / seconds
+        if let rounds = flow.rounds {
+            note(rounds, flow, &progress)
+            return false
+        }
         guard let ram = info?.ram else { return false }
 
         let dataBytes = flow.dataPages * 4096 - first.dataBytes
         let ratio = dataBytes > 0 ? min(1.1, Double(flow.wireBytes - first.wireBytes) / Double(dataBytes)) : 1
         noteRound(ram, nowNs)
         var gateSample = GateSample()
+        if round >= 2 && firstRoundBytes == nil { firstRoundBytes = flow.wireBytes }
         gateSample.elapsedMs = progress.elapsedMs
         gateSample.round = round
         gateSample.remainingBytes = Double(ram.remaining)
@@ -98,8 +105,24 @@ struct ProgressMonitor: Sendable {
         progress.dirtyRateBytesPerS = dirtyBytesPerS
         progress.predictedDowntimeMs = forecast.downtimeMs
         progress.predictedRemainingMs = forecast.remainingMs
-        advance(&progress, ram)
+        advance(&progress, done: ram.total > 0 ? 1 - Double(ram.remaining) / Double(ram.total) : 0)
         return gate.shouldOpen(gateSample)
+    }
+
+    /// A direct source counts and decides by itself.
+    private mutating func note(_ rounds: RoundSample, _ flow: FlowSample, _ progress: inout JobProgress) {
+        round = rounds.round
+        if round >= 2 && firstRoundBytes == nil { firstRoundBytes = flow.wireBytes }
+        progress.round = rounds.round
+        progress.memoryTotalBytes = rounds.totalBytes
+        progress.memoryRemainingBytes = rounds.remainingBytes
+        progress.dirtyRateBytesPerS = rounds.dirtyBytesPerS
+        progress.predictedDowntimeMs = rounds.predictedDowntimeMs
+        let link = max(Double(flow.linkBytesPerS), progress.rateBytesPerS, 1)
+        progress.predictedRemainingMs = Double(rounds.remainingBytes) / link * 1000
+        advance(
+            &progress,
+            done: rounds.totalBytes > 0 ? 1 - Double(rounds.remainingBytes) / Double(rounds.totalBytes) : 0)
     }
 
     /// Bytes on the link that nobody confirms.
@@ -126,8 +149,7 @@ struct ProgressMonitor: Sendable {
     }
 
     /// The first round is nine tenths of the way; what follows approaches the end and never steps back.
-    private func advance(_ progress: inout JobProgress, _ ram: MigrationInfo.RAM) {
-        let done = ram.total > 0 ? 1 - Double(ram.remaining) / Double(ram.total) : 0
+    private func advance(_ progress: inout JobProgress, done: Double) {
         let fraction = round <= 1 ? 0.9 * done : 0.9 + 0.09 * (1 - 1 / Double(round))
         progress.fraction = max(progress.fraction, min(fraction, 0.99))
     }
@@ -144,7 +166,10 @@ extension OutgoingMigration {
         summary.qemuDowntimeMs = marks.qemuDowntimeMs
         summary.predictedDowntimeMs = marks.predictedDowntimeMs
         summary.rounds = marks.rounds ?? status.progress.round
+        summary.port = transfer.map { $0.isDirect ? .direct : .stream }
         summary.wireBytes = sample.wireBytes
+        summary.firstRoundBytes = monitor.firstRoundBytes
+        summary.hotPages = sample.rounds?.heldPages
         summary.forms = [
             FormCount(form: "zero", pages: sample.zeroPages, wireBytes: 0),
             FormCount(form: "raw", pages: sample.rawPages, wireBytes: sample.rawPages * 4096),

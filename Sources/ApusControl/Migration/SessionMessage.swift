@@ -57,7 +57,7 @@ public enum SessionMessage: Sendable, Equatable {
     /// Source: please make ready for this VM.
     case open(MigrationOffer)
     /// Destination: QEMU waits for its stream, lanes may connect.
-    case ready
+    case ready(TransferTerms)
     /// Destination: not here, and why.
     case refused(SessionProblem)
     /// Destination: holds the whole VM, recorded it, and waits for the verdict.
@@ -138,6 +138,19 @@ public struct MigrationOffer: Codable, Sendable, Equatable {
         if ramBytes == 0 { return "the VM has no memory" }
         if options.count > SessionLimits.entryCountMax { return "too many options" }
         return nil
+    }
+}
+
+/// What the destination agrees to of what the source has offered.
+public struct TransferTerms: Codable, Sendable, Equatable {
+    /// Guest RAM may come by the direct port: every block that the source owns is a shared file here.
+    public var direct: Bool
+    /// Why not, for the job's notes.
+    public var reason: String?
+
+    public init(direct: Bool = false, reason: String? = nil) {
+        self.direct = direct
+        self.reason = reason
     }
 }
 
@@ -365,7 +378,8 @@ extension SessionEnvelope: Codable {
         message =
             switch try box.decode(SessionMessage.Kind.self, forKey: .kind) {
             case .open: .open(try body())
-            case .ready: .ready
+            // An agent that knows no terms sends none.
+            case .ready: .ready(try box.decodeIfPresent(TransferTerms.self, forKey: .body) ?? TransferTerms())
             case .refused: .refused(try body())
             case .prepared: .prepared(try body())
             case .commit: .commit
@@ -392,7 +406,8 @@ extension SessionEnvelope: Codable {
         case .running(let body): try box.encode(body, forKey: .body)
         case .heartbeat(let body): try box.encode(body, forKey: .body)
         case .failed(let body): try box.encode(body, forKey: .body)
-        case .ready, .commit, .verdictQuery, .aborted: break
+        case .ready(let body): try box.encode(body, forKey: .body)
+        case .commit, .verdictQuery, .aborted: break
         }
     }
 }

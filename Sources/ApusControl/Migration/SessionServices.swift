@@ -58,6 +58,18 @@ func offPool<R: Sendable>(_ name: String, _ body: @escaping @Sendable () throws 
     }
 }
 
+/// Waits on a thread, never on the cooperative pool, for asynchronous work.
+func blocking<R: Sendable>(_ body: @escaping @Sendable () async throws -> R) throws -> R {
+    let done = Monitor<Result<R, any Error>?>(nil)
+    Task {
+        let result: Result<R, any Error>
+        do { result = .success(try await body()) } catch { result = .failure(error) }
+        done.update { $0 = result }
+    }
+    guard let result = done.wait({ $0 }) else { preconditionFailure("a wait without limit ends with a result") }
+    return try result.get()
+}
+
 /// Which jobs expect lanes. Asked from the threads that shake hands.
 final class LaneRegistry: Sendable {
     private struct Expected: Sendable {

@@ -19,4 +19,5 @@ ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struc
 ssize_t capus_process_vm_writev(pid_t pid, const struct iovec *local, const struct iovec *remote);
 off_t capus_seek_data(int fd, off_t from);
 off_t capus_seek_hole(int fd, off_t from);
+int capus_punch(int fd, off_t from, off_t length);
 static inline void capus_name_thread(const char *name) { prctl(PR_SET_NAME, (unsigned long)name, 0, 0, 0); }

@@ -51,6 +51,8 @@ struct capus_file {
 int capus_stat(const char *path, struct capus_file *file);
 // Bytes an unprivileged writer may still put on the file system of `path`: 0 or errno.
 int capus_room(const char *path, uint64_t *bytes);
+// 1 when the file is on tmpfs, 0 when not, or -errno.
+int capus_is_tmpfs(const char *path);
 // Opens (creating, 0600) and locks a file for this process alone: a descriptor, or -errno (EWOULDBLOCK: another has it).
 int capus_lock_file(const char *path);
 void capus_unlock_file(int fd);

@@ -1,0 +1,129 @@
+import ApusFlow
+import ApusMemory
+import ApusQMP
+import ApusSystem
+
+/// What an agent must know to own a VM's RAM from outside (the direct port).
+struct DirectAccess: Sendable, Equatable {
+    /// One RAM block that QEMU leaves out of its stream with `x-ignore-shared`.
+    struct Block: Sendable, Equatable {
+        var name: String
+        var byteCount: UInt64
+        /// In QEMU's address space.
+        var address: UInt64
+        /// Under `/proc/PID/fd`.
+        var path: String
+        var fileOffset: UInt64
+    }
+    var blocks: [Block]
+    /// A disk with cache.direct=on (O_DIRECT) reads into pinned memory, behind the page tables.
+    var usesDirectIO: Bool
+
+    /// Why a VM goes by the stream port.
+    struct Obstacle: Error, Sendable, Equatable, CustomStringConvertible {
+        var description: String
+        init(_ description: String) { self.description = description }
+    }
+
+    /// Devices whose memory accesses QEMU's page tables do not show, or whose memory is not the guest's alone.
+    private static let foreignDevices = [
+        "vhost-user", "vfio", "ivshmem", "virtio-mem", "virtio-pmem", "nvdimm", "vdpa",
+    ]
+    /// From this version on QEMU ignores only RAM in a named file, and sends a memfd.
+    private static let namedFilesOnly = QEMUVersion(major: 8, minor: 1, micro: 0)
+
+    /// Looks at a running VM, without touching it.
+    static func examine(_ machine: Machine) async throws(Obstacle) -> DirectAccess {
+        if let lack = WriteTracker.hostLacks() { throw Obstacle(lack) }
+        do {
+            let known = try await machine.qmp.execute(.queryMigrateCapabilities)
+            guard known.states["x-ignore-shared"] != nil else {
+                throw Obstacle("Its QEMU has no x-ignore-shared.")
+            }
+            let tree = try await machine.qmp.execute(.human("info qtree"))
+            if let device = foreignDevices.first(where: { tree.contains("dev: \($0)") }) {
+                throw Obstacle("It has a \(device) device, whose writes to memory the agent would not see.")
+            }
+            let disks = try await machine.qmp.execute(.queryBlock)
+            let usesDirectIO = disks.contains { $0.inserted?.cache?.direct ?? false }
+            let version = try await machine.qmp.execute(.queryVersion)
+            let infos = RAMBlockInfo.parse(try await machine.qmp.execute(.human("info ramblock")))
+            let blocks = try blocks(machine.pid, infos, namedFilesOnly: version >= namedFilesOnly)
+            return DirectAccess(blocks: blocks, usesDirectIO: usesDirectIO)
+        } catch let obstacle as Obstacle { throw obstacle } catch {
+            throw Obstacle("Its QEMU does not tell what it is made of: \(error).")
+        }
+    }
+
+    private static func blocks(
+        _ pid: Int32, _ infos: [RAMBlockInfo], namedFilesOnly: Bool
+    ) throws(Obstacle) -> [Block] {
+        guard let text = try? ProcFile.read("/proc/\(pid)/maps") else {
+            throw Obstacle("Its memory map cannot be read.")
+        }
+        let maps = MappedRange.parse(text)
+        var blocks: [Block] = []
+        for info in infos where info.usedBytes > 0 {
+            guard
+                let range = MachineMemory.sharedRange(for: (info.name, info.usedBytes), in: maps, at: info.hostAddress)
+            else { continue }
+            if range.path.hasPrefix("/memfd:") && namedFilesOnly { continue }
+            guard let path = MachineMemory.fileDescriptorPath(of: range, pid: pid), FileSystem.isMemory(path) else {
+                throw Obstacle("RAM block \(info.name) is in a file that is not in memory: \(range.path).")
+            }
+            blocks.append(
+                Block(
+                    name: info.name, byteCount: info.usedBytes, address: range.start, path: path,
+                    fileOffset: range.offset))
+        }
+        guard !blocks.isEmpty else {
+            throw Obstacle(
+                "None of its memory is in a shared file (-object memory-backend-file,share=on; "
+                    + "`apus vm run` starts VMs so).")
+        }
+        return blocks
+    }
+
+    /// For the offer: the destination checks that it can own the same blocks.
+    var layout: Layout? { try? Layout(blocks.map { ($0.name, $0.byteCount) }) }
+
+    /// Maps the blocks and begins to watch them: from now on every write of the guest is seen.
+    ///
+    /// Blocks; not for the cooperative pool.
+    /// - Parameter drain: see ``DirectMemory/Drain``; used only where disks need it.
+    func attach(pid: Int32, journal: String, drain: DirectMemory.Drain) throws(Obstacle) -> DirectMemory {
+        guard let layout else { throw Obstacle("Its RAM blocks are not usable.") }
+        do {
+            var windows: [GuestWindow] = []
+            for block in blocks {
+                let file = try Descriptor.open(block.path, .readWrite)
+                windows.append(
+                    try GuestWindow(file, fileOffset: block.fileOffset, byteCount: block.byteCount))
+            }
+            let areas = blocks.map { WriteTracker.Area(address: $0.address, byteCount: $0.byteCount) }
+            let tracker = try WriteTracker.attach(pid: pid, areas: areas, journal: journal)
+            return DirectMemory(
+                layout: layout, windows: windows, tracker: tracker, drain: usesDirectIO ? drain : nil)
+        } catch { throw Obstacle("Its memory cannot be watched: \(error)") }
+    }
+
+    /// What a tracker leaves behind for a successor, should this agent die.
+    static func journalPath(_ machine: Machine) -> String { machine.runDirectory + "/write-tracker.json" }
+}
+
+extension DirectAccess {
+    /// The blocks as an offer names them: `NAME BYTES`, a line each.
+    var offered: String { blocks.map { "\($0.name) \($0.byteCount)" }.joined(separator: "\n") }
+
+    /// - Returns: nil when the text is not what ``offered`` makes.
+    static func parse(offered text: String) -> [(name: String, byteCount: UInt64)]? {
+        var blocks: [(String, UInt64)] = []
+        for line in text.split(separator: "\n") {
+            guard let space = line.lastIndex(of: " "), let bytes = UInt64(line[line.index(after: space)...]),
+                blocks.count < Limits.ramBlocks
+            else { return nil }
+            blocks.append((String(line[..<space]), bytes))
+        }
+        return blocks.isEmpty ? nil : blocks
+    }
+}

@@ -1,0 +1,123 @@
+public import ApusMemory
+public import ApusSystem
+internal import Synchronization
+
+/// Guest RAM that the source agent owns from outside: where it can be read, and who tells what was written.
+public final class DirectMemory: Sendable {
+    /// The RAM blocks that QEMU leaves out of its stream (`x-ignore-shared`) and that travel by this port.
+    public let layout: Layout
+    /// One per block.
+    let windows: [GuestWindow]
+    /// Its areas are the blocks, in the same order.
+    let tracker: WriteTracker
+    /// nil: no device writes into memory that it was given earlier.
+    let drain: Drain?
+
+    /// Stops the guest with all its disk requests finished, and lets it go on.
+    ///
+    /// With O_DIRECT a disk writes into pages that were pinned when the request began. Such a write comes without a page
+    /// fault, and possibly after a scan has reported the page and protected it again. Between `stop` and `resume` no
+    /// request is under way, so what a scan reports there is all there is.
+    public struct Drain: Sendable {
+        /// False: the guest does not run anyway, and is not to be resumed.
+        let stop: @Sendable () throws -> Bool
+        let resume: @Sendable () throws -> Void
+
+        public init(stop: @escaping @Sendable () throws -> Bool, resume: @escaping @Sendable () throws -> Void) {
+            self.stop = stop
+            self.resume = resume
+        }
+    }
+
+    public init(layout: Layout, windows: [GuestWindow], tracker: WriteTracker, drain: Drain?) {
+        precondition(layout.blocks.count == windows.count)
+        self.layout = layout
+        self.windows = windows
+        self.tracker = tracker
+        self.drain = drain
+    }
+
+    /// Takes everything out of QEMU that was put there. Blocks; idempotent.
+    public func detach() throws { try tracker.detach() }
+}
+
+/// What a direct source and those who wait for it say to each other.
+final class DirectOrders: Sendable {
+    private enum State: Sendable, Equatable {
+        case rounds
+        /// The guest is stopped: scan once more, send everything.
+        case last
+        /// Everything is in the lanes' queues.
+        case done
+        case over
+    }
+    private let state = Monitor(State.rounds)
+
+    /// Called once the guest is stopped. Blocks until all of its memory is in the lanes' queues; false when the flow
+    /// has failed.
+    func finishRounds() -> Bool {
+        state.update { if $0 == .rounds { $0 = .last } }
+        return state.wait { $0 == .last ? nil : $0 == .done } ?? false
+    }
+
+    func end() { state.update { $0 = .over } }
+    func finished() { state.update { if $0 == .last { $0 = .done } } }
+
+    enum Next { case round, last, over }
+    /// Waits until the next round is due.
+    func next(afterMs: Double) -> Next {
+        state.wait(ms: afterMs.isFinite ? max(afterMs, 0) : nil) { state in
+            switch state {
+            case .rounds: nil
+            case .last, .done: .last
+            case .over: .over
+            }
+        } ?? .round
+    }
+    var isOver: Bool { state.read { $0 == .over } }
+}
+
+/// How far the rounds are; written by the direct source, read by anyone.
+final class RoundCounters: Sendable {
+    let round = Atomic<UInt64>(0)
+    let remainingPages = Atomic<UInt64>(0)
+    let heldPages = Atomic<UInt64>(0)
+    /// Distinct pages written per second in the last round.
+    let dirtyPagesPerS = Atomic<UInt64>(0)
+    let predictedDowntimeUs = Atomic<UInt64>(0)
+}
+
+/// The rounds of a direct source at one moment.
+public struct RoundSample: Sendable, Equatable {
+    /// Rounds begun; 1 is the first pass over all memory.
+    public var round: Int
+    public var totalBytes: UInt64
+    public var remainingBytes: UInt64
+    /// Pages held back because they are written in every round.
+    public var heldPages: UInt64
+    public var dirtyBytesPerS: Double
+    /// The pause if the guest were stopped after this round; nil before the second.
+    public var predictedDowntimeMs: Double?
+
+    public init(
+        round: Int, totalBytes: UInt64, remainingBytes: UInt64, heldPages: UInt64, dirtyBytesPerS: Double,
+        predictedDowntimeMs: Double?
+    ) {
+        self.round = round
+        self.totalBytes = totalBytes
+        self.remainingBytes = remainingBytes
+        self.heldPages = heldPages
+        self.dirtyBytesPerS = dirtyBytesPerS
+        self.predictedDowntimeMs = predictedDowntimeMs
+    }
+}
+
+extension RoundCounters {
+    func sample(_ layout: Layout) -> RoundSample {
+        RoundSample(
+            round: Int(round.now), totalBytes: layout.byteCount,
+            remainingBytes: remainingPages.now * UInt64(Limits.pageBytes), heldPages: heldPages.now,
+            dirtyBytesPerS: Double(dirtyPagesPerS.now) * Double(Limits.pageBytes),
+            predictedDowntimeMs: predictedDowntimeUs.now > 0 ? Double(predictedDowntimeUs.now) / 1000 : nil)
+    }
+}

@@ -1,0 +1,250 @@
+internal import ApusFabric
+internal import ApusMemory
+internal import ApusSystem
+internal import ApusWire
+
+/// The direct port of a source: reads guest RAM from its file, in rounds that it times itself. Runs on its own thread.
+///
+/// ```
+///   attach: everything is write-protected, so every write from now on is reported
+///   round 1   pages that the file has                         (a hole is zero at the destination already)
+///   round n   scan: written since the last scan, protected again in one step -> ready, held
+///             ready travels, held waits                        rounds shrink; the gate looks after every scan
+///   gate      report(.converged); QEMU is told to migrate its device state and stops the guest by itself
+///   last      guest stopped, I/O drained: scan, everything travels, then fence, then device state
+/// ```
+///
+/// A page is copied while the guest may be writing to it. That is harmless: the write is reported by the next scan,
+/// because the scan protected the page before it was copied.
+struct DirectSource: ~Copyable {
+    private let memory: DirectMemory
+    private let lanes: [LaneQueue]
+    private let counters: [LaneCounters]
+    private let own: LaneCounters
+    private let control: ControlLink
+    private let orders: DirectOrders
+    private let progress: RoundCounters
+    private let report: @Sendable (SourceFlowEvent) -> Void
+    private let layout: Layout
+    private var open: BatchSlots
+    private var rounds: DirtyRounds
+    private var gate: SwitchGate
+    private let maxDowntimeMs: Double
+
+    /// A guest whose dirty pages do not get fewer is scanned this seldom: every scan makes it fault once per page.
+    static let steadyRoundMs = 500.0
+    /// While QEMU sets up and stops the guest, which takes it a few milliseconds, rounds go on so that little is left.
+    static let closingRoundMs = 2.0
+    /// From the gate's opening to the guest's stop.
+    static let stopMs = 8.0
+    /// Share of the allowed pause that pages held back may take.
+    static let heldShare = 0.25
+
+    init(
+        _ memory: DirectMemory, _ lanes: [LaneQueue], _ counters: [LaneCounters], own: LaneCounters,
+        _ control: ControlLink, _ orders: DirectOrders, _ progress: RoundCounters, _ options: FlowOptions,
+        _ report: @escaping @Sendable (SourceFlowEvent) -> Void
+    ) {
+        self.memory = memory
+        self.lanes = lanes
+        self.counters = counters
+        self.own = own
+        self.control = control
+        self.orders = orders
+        self.progress = progress
+        self.report = report
+        layout = memory.layout
+        open = BatchSlots(count: lanes.count)
+        rounds = DirtyRounds(pageCount: memory.layout.pageCount)
+        maxDowntimeMs = options.maxDowntimeMs
+        gate = SwitchGate(maxDowntimeMs: options.maxDowntimeMs)
+    }
+
+    /// Runs until the guest is stopped and all its memory is queued, or until the flow is over.
+    mutating func run() throws(FlowFailure) {
+        guard control.send(.init(.layout, LayoutPayload.bytes(layout))) else {
+            throw FlowFailure("link", "The control connection to the destination is closed.")
+        }
+        report(.layoutKnown(layout))
+        progress.round.set(1)
+        // What was requested before the tracker was there is finished before the first page is read.
+        if try stopRequests() { try resumeGuest() }
+        try sendAllData()
+        var scanned = Instant.now()
+        var waitMs = 0.0
+        var lastReady = Int.max
+        while true {
+            own.cpuNs.set(Instant.threadCPUNs())
+            switch orders.next(afterMs: waitMs) {
+            case .over: return
+            case .last:
+                // QEMU has stopped the guest and finished its requests.
+                try scan(holdLimit: 0)
+                try sendReady()
+                return orders.finished()
+            case .round: break
+            }
+            progress.round.add(1)
+            let sinceMs = Instant.now().ms(since: scanned)
+            scanned = Instant.now()
+            let limit = holdLimit()
+            let wasStopped = try stopRequests()
+            let written = try scan(holdLimit: limit)
+            if wasStopped { try resumeGuest() }
+            let perS = Double(written) / max(sinceMs, 0.1) * 1000
+            progress.dirtyPagesPerS.set(UInt64(perS))
+            progress.heldPages.set(UInt64(rounds.heldCount))
+            let sample = sample(pagesPerS: perS)
+            progress.predictedDowntimeUs.set(UInt64(gate.forecast(sample).downtimeMs * 1000))
+            if gate.shouldOpen(sample) { report(.converged) }
+            let isShrinking = Double(rounds.readyCount) < 0.7 * Double(lastReady)
+            lastReady = max(rounds.readyCount, 1)
+            try sendReady()
+            if gate.isOpen && memory.drain != nil {
+                waitMs = .infinity
+                continue
+            }
+            waitMs =
+                gate.isOpen
+                ? Self.closingRoundMs : isShrinking ? 0 : Self.steadyRoundMs - Instant.now().ms(since: scanned)
+        }
+    }
+
+    // MARK: What travels
+
+    private mutating func sendAllData() throws(FlowFailure) {
+        var left: UInt64 = 0
+        var all: [(first: PageNumber, count: Int)] = []
+        for (block, window) in zip(layout.blocks, memory.windows) {
+            let ranges = try wrap("direct") { () throws(SystemError) in try window.dataRanges() }
+            for range in ranges {
+                let first = range.lowerBound / UInt64(Limits.pageBytes)
+                let end = (range.upperBound + UInt64(Limits.pageBytes) - 1) / UInt64(Limits.pageBytes)
+                all.append((block.firstPage + PageNumber(first), Int(end - first)))
+                left += end - first
+            }
+        }
+        progress.remainingPages.set(left)
+        for range in all {
+            var page = range.first
+            let end = range.first + PageNumber(range.count)
+            while page < end {
+                // To the end of the stripe: one lane.
+                let count = min(end, (page | 63) + 1) - page
+                try send(page, Int(count))
+                left -= UInt64(count)
+                progress.remainingPages.set(left)
+                page += count
+                if orders.isOver { return }
+            }
+        }
+        try flush()
+    }
+
+    private mutating func sendReady() throws(FlowFailure) {
+        var left = UInt64(rounds.readyCount + rounds.heldCount)
+        let ready = rounds.ready
+        try ready.forEachStripeRun { (first, count) throws(FlowFailure) in
+            try send(first, count)
+            left -= UInt64(count)
+            progress.remainingPages.set(left)
+        }
+        progress.remainingPages.set(left)
+        try flush()
+    }
+
+    /// A run within one stripe of 64 pages.
+    private mutating func send(_ first: PageNumber, _ count: Int) throws(FlowFailure) {
+        guard let index = layout.block(of: first) else { preconditionFailure("the scan stays within the blocks") }
+        let block = layout.blocks[index]
+        let window = memory.windows[index]
+        let lane = laneIndex(of: first, lanes: lanes.count)
+        var done = 0
+        while done < count {
+            try open.fill(lane, from: lanes[lane])
+            let page = first + PageNumber(done)
+            let offset = UInt64(page - block.firstPage) * UInt64(Limits.pageBytes)
+            let added = open.addRun(page, count: count - done, startsBlock: offset == 0, lane) { buffer, at, pages in
+                window.copyOut(at: offset, byteCount: pages * Limits.pageBytes, to: &buffer, bufferOffset: at)
+            }
+            done += added
+            if added == 0 || open.isFull(lane) { try flush(lane) }
+        }
+    }
+
+    private mutating func flush(_ lane: Int) throws(FlowFailure) {
+        guard let batch = open.take(lane) else { return }
+        if lanes[lane].queue.send(.batch(batch)) != nil { throw FlowFailure("link", "Lane \(lane) has stopped.") }
+    }
+
+    private mutating func flush() throws(FlowFailure) {
+        for lane in 0..<lanes.count { try flush(lane) }
+    }
+
+    // MARK: Scans
+
+    @discardableResult
+    private mutating func scan(holdLimit: Int) throws(FlowFailure) -> Int {
+        let blocks = layout.blocks
+        do throws(SystemError) {
+            try Self.collect(memory.tracker, blocks, into: &rounds)
+        } catch {
+            throw FlowFailure("direct", "The pages that the guest has written cannot be told any more: \(error).")
+        }
+        return rounds.close(holdLimit: holdLimit)
+    }
+
+    /// True: the guest was stopped and must go on as soon as the scan is done. When that fails the flow fails, and its
+    /// session sees to it that the guest runs.
+    private func stopRequests() throws(FlowFailure) -> Bool {
+        guard let drain = memory.drain else { return false }
+        do { return try drain.stop() } catch {
+            throw FlowFailure("direct", "The guest's disk requests could not be brought to an end: \(error).")
+        }
+    }
+
+    private func resumeGuest() throws(FlowFailure) {
+        do { try memory.drain?.resume() } catch {
+            throw FlowFailure("direct", "The guest did not go on after its disk requests were finished: \(error).")
+        }
+    }
+
+    private static func collect(
+        _ tracker: WriteTracker, _ blocks: [RAMBlock], into rounds: inout DirtyRounds
+    ) throws(SystemError) {
+        try tracker.takeWritten { area, offset, byteCount in
+            rounds.insert(
+                first: blocks[area].firstPage + PageNumber(offset / UInt64(Limits.pageBytes)),
+                count: Int(byteCount / UInt64(Limits.pageBytes)))
+        }
+    }
+
+    private func holdLimit() -> Int {
+        let link = Double(flowSample().linkBytesPerS)
+        return Int(link * maxDowntimeMs / 1000 * Self.heldShare / Double(Limits.pageBytes))
+    }
+
+    private func flowSample() -> FlowSample {
+        var sample = FlowSample()
+        for counter in counters { sample.add(counter) }
+        return sample
+    }
+
+    /// What would be left if the guest were stopped when this round's pages are out.
+    private func sample(pagesPerS: Double) -> GateSample {
+        let flow = flowSample()
+        let link = max(Double(flow.linkBytesPerS), 1)
+        let pageBytes = Double(Limits.pageBytes)
+        var sample = GateSample()
+        sample.round = Int(progress.round.now)
+        sample.linkBytesPerS = link
+        sample.ratio = flow.dataPages == 0 ? 1 : min(1.1, Double(flow.wireBytes) / (Double(flow.dataPages) * pageBytes))
+        let sendMs = Double(rounds.readyCount) * pageBytes * sample.ratio / link * 1000
+        let written = min(pagesPerS * (sendMs + Self.stopMs) / 1000, Double(layout.pageCount))
+        sample.remainingBytes = (written + Double(rounds.heldCount)) * pageBytes
+        sample.dirtyBytesPerS = pagesPerS * pageBytes
+        sample.unconfirmedBytes = 0
+        sample.savedBytes = .infinity
+        return sample
+    }
+}
