@@ -99,6 +99,7 @@ let package = Package(
             ], swiftSettings: strict),
 
         tests("ApusSystemTests", ["ApusSystem"]),
+        tests("ApusMemoryTests", ["ApusSystem", "ApusMemory"]),
         tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
         tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
         tests(
