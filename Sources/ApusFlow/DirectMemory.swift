@@ -75,6 +75,8 @@ final class DirectOrders: Sendable {
         } ?? .round
     }
     var isOver: Bool { state.read { $0 == .over } }
+    /// Somebody waits: no time for anything else.
+    var isDue: Bool { state.read { $0 != .rounds } }
 }
 
 /// How far the rounds are; written by the direct source, read by anyone.

@@ -96,10 +96,12 @@ struct DirectSource: ~Copyable {
             progress.heldPages.set(UInt64(rounds.heldCount))
             let sample = sample(pagesPerS: perS)
             progress.predictedDowntimeUs.set(UInt64(gate.forecast(sample).downtimeMs * 1000))
-            if gate.shouldOpen(sample) { report(.converged) }
+            let opens = gate.shouldOpen(sample)
             let isShrinking = Double(rounds.readyCount) < 0.7 * Double(lastReady)
             lastReady = max(rounds.readyCount, 1)
             try sendReady()
+            waitForLanes()
+            if opens { report(.converged) }
             if gate.isOpen && memory.drain != nil {
                 waitMs = .infinity
                 continue
@@ -171,6 +173,18 @@ struct DirectSource: ~Copyable {
             if added == 0 || open.isFull(lane) { try flush(lane) }
         }
     }
+
+    /// Waits until what was queued is on its way: a switch would have to wait for it, and the next round would measure
+    /// the queues instead of the link.
+    private func waitForLanes() {
+        while !orders.isDue && lanes.contains(where: { $0.backlog > 0 }) { pause(ms: 0.3) }
+        // What the sockets still hold. A lane without work does not hear of what was installed since.
+        let flow = flowSample()
+        let restMs = Double(flow.unconfirmedBytes) / max(Double(flow.linkBytesPerS), 1) * 1000
+        _ = orders.next(afterMs: min(restMs, Self.socketsMsMax))
+    }
+    /// As long as a lane's window may be.
+    private static let socketsMsMax = 20.0
 
     private mutating func flush(_ lane: Int) throws(FlowFailure) {
         guard let batch = open.take(lane) else { return }

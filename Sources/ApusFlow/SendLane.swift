@@ -21,6 +21,8 @@ enum LaneItem: ~Copyable, Sendable {
 final class LaneQueue: Sendable {
     let queue = BoundedQueue<LaneItem>(capacity: Limits.batchesPerLane + 2)
     let pool = BoundedQueue<Batch>(capacity: Limits.batchesPerLane + 1)
+    /// Batches filled and not yet sent.
+    var backlog: Int { Limits.batchesPerLane - pool.depth }
 
     init() { for _ in 0..<Limits.batchesPerLane { _ = pool.send(Batch()) } }
 
