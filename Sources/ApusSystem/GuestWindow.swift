@@ -113,6 +113,16 @@ public struct ProcessWindow: Sendable {
         }
     }
 
+    /// Copies from the process into `buffer` at `bufferOffset`; traps outside the block or the buffer.
+    public func copyOut(
+        at offset: UInt64, byteCount: Int, to buffer: inout PageBuffer, bufferOffset: Int
+    ) throws(SystemError) {
+        check(offset, byteCount)
+        precondition(bufferOffset >= 0 && byteCount <= buffer.byteCount - bufferOffset)
+        let part = unsafe UnsafeMutableRawBufferPointer(start: buffer.base + bufferOffset, count: byteCount)
+        try unsafe transfer("process_vm_readv", part, offset) { unsafe capus_process_vm_readv(pid, $0, $1) }
+    }
+
     /// Makes a range read as zero. What is zero already is not written, so memory that was never used stays unused.
     public func zero(at offset: UInt64, byteCount: Int, scratch: inout PageBuffer) throws(SystemError) {
         check(offset, byteCount)

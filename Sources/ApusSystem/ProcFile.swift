@@ -30,6 +30,41 @@ public enum ProcFile {
         String(decoding: try bytes(path), as: UTF8.self)
     }
 
+    /// The value of `NAME:\tVALUE` in a `status`, `smaps` or `fdinfo` file; nil: there is no such line.
+    public static func field(_ name: String, of text: String) -> Substring? {
+        for line in text.split(separator: "\n") where line.hasPrefix("\(name):") {
+            return line.dropFirst(name.utf8.count + 1).drop { $0 == " " || $0 == "\t" }
+        }
+        return nil
+    }
+
+    /// The entries of a folder whose names are numbers, in the kernel's order: threads, descriptors.
+    public static func numbers(in path: String) throws(SystemError) -> [Int32] {
+        guard let folder = unsafe opendir(path) else { throw SystemError("opendir \(path)", code: errno) }
+        defer { _ = unsafe closedir(folder) }
+        var numbers: [Int32] = []
+        // SAFETY: the entry is valid until the next call, its name ends with NUL inside the field.
+        while let entry = unsafe readdir(folder) {
+            let number = unsafe withUnsafePointer(to: &entry.pointee.d_name) { name in
+                unsafe Int32(String(cString: UnsafeRawPointer(name).assumingMemoryBound(to: CChar.self)))
+            }
+            if let number { numbers.append(number) }
+        }
+        return numbers
+    }
+
+    /// Where a link of the kernel's leads, at most 255 bytes of it; nil: it cannot be read.
+    public static func link(_ path: String) -> String? {
+        var target = [UInt8](repeating: 0, count: 255)
+        // SAFETY: the kernel writes at most `count` bytes into the array.
+        let count = unsafe target.withUnsafeMutableBytes { bytes in
+            unsafe bytes.withMemoryRebound(to: CChar.self) { text in
+                unsafe text.baseAddress.map { unsafe readlink(path, $0, text.count) } ?? -1
+            }
+        }
+        return count < 0 ? nil : String(decoding: target[..<count], as: UTF8.self)
+    }
+
     /// Field 3 of `/proc/PID/stat` says that only the exit status is left.
     static func isZombie(stat text: String) -> Bool {
         guard let end = text.lastIndex(of: ")") else { return false }

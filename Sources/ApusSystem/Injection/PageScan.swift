@@ -1,0 +1,53 @@
+internal import CApus
+internal import Glibc
+
+/// PAGEMAP_SCAN over the memory of another process: which of its pages are of some kind.
+// @unchecked: the regions have exactly one owner, and move with it.
+@safe struct PageScan: ~Copyable, @unchecked Sendable {
+    private let pagemap: Descriptor
+    private let regions: UnsafeMutablePointer<capus_region>
+    /// Regions of one call: 256 MiB of every other page written.
+    private static let regionsMax = 65_536
+
+    enum Kind {
+        /// Written since it was last protected.
+        case written
+        /// Something else than the page of zeros that stands for memory never used; write markers may be among it.
+        case populated
+    }
+
+    static func open(pid: Int32) throws(SystemError) -> PageScan {
+        PageScan(try Descriptor.open("/proc/\(pid)/pagemap", .read))
+    }
+
+    private init(_ pagemap: Descriptor) {
+        self.pagemap = pagemap
+        unsafe regions = .allocate(capacity: Self.regionsMax)
+    }
+
+    deinit { unsafe regions.deallocate() }
+
+    /// Calls `body` with address and bytes of each run, ascending.
+    ///
+    /// - Parameter protecting: what is found counts as not written from that very moment on.
+    /// - Throws: `SystemError`; `EPERM` when a written page is asked for where nobody tracks, `ESRCH` when the process
+    ///   has gone.
+    borrowing func each(
+        _ kind: Kind, in area: WriteTracker.Area, protecting: Bool = false, _ body: (UInt64, UInt64) -> Void
+    ) throws(SystemError) {
+        let category = kind == .written ? CAPUS_SCAN_WRITTEN : CAPUS_SCAN_POPULATED
+        let end = area.address + area.byteCount
+        var at = area.address
+        while at < end {
+            // SAFETY: the kernel fills at most `regionsMax` regions and says how many.
+            let found = unsafe capus_pagemap_scan(
+                pagemap.number, category, protecting ? 1 : 0, &at, end, regions, Self.regionsMax)
+            if found == Int64(-EINTR) { continue }
+            guard found >= 0 else { throw SystemError("PAGEMAP_SCAN", code: Int32(-found)) }
+            for index in 0..<Int(found) {
+                let region = unsafe regions[index]
+                body(region.start, region.end - region.start)
+            }
+        }
+    }
+}

@@ -1,0 +1,101 @@
+#define _GNU_SOURCE
+#include "capus_fault.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// include/uapi/linux/userfaultfd.h and fs.h of Linux 6.7.
+#define FEATURES_TRACKING \
+    (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | 1u << 13 /* WP_UNPOPULATED */ | \
+     1u << 15 /* WP_ASYNC */)
+#define FEATURE_WP_ASYNC (1u << 15)
+struct scan {
+    uint64_t size, flags, start, end, walk_end, regions, regions_max, pages_max;
+    uint64_t inverted, mask, any_of, returned;
+};
+#define SCAN_REQUEST _IOWR('f', 16, struct scan)
+#define SCAN_PROTECT 1u
+#define SCAN_MUST_BE_TRACKED 2u
+#define IS_WRITTEN (1u << 1)
+#define IS_PRESENT (1u << 3)
+#define IS_SWAPPED (1u << 4)
+#define IS_ZERO_PAGE (1u << 5)
+
+static int capus_fault_open(void) {
+    long fd = syscall(SYS_userfaultfd, capus_fault_flags());
+    return fd < 0 ? -errno : (int)fd;
+}
+long capus_fault_number(void) { return SYS_userfaultfd; }
+uint64_t capus_fault_flags(void) { return O_CLOEXEC | O_NONBLOCK; }
+
+static int request(int fd, unsigned long number, void *argument) { return ioctl(fd, number, argument) < 0 ? errno : 0; }
+
+int capus_fault_begin(int fd) {
+    struct uffdio_api api = {.api = UFFD_API, .features = FEATURES_TRACKING};
+    return request(fd, UFFDIO_API, &api);
+}
+int capus_fault_is_tracking(uint64_t features) { return (features & FEATURE_WP_ASYNC) != 0; }
+
+int capus_fault_register(int fd, uint64_t start, uint64_t bytes) {
+    struct uffdio_register range = {.range = {start, bytes}, .mode = UFFDIO_REGISTER_MODE_WP};
+    return request(fd, UFFDIO_REGISTER, &range);
+}
+int capus_fault_protect(int fd, uint64_t start, uint64_t bytes) {
+    struct uffdio_writeprotect range = {.range = {start, bytes}, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+    int error;
+    // EAGAIN: the process is changing its mappings this very moment.
+    for (int turn = 0; turn < 1000; turn++)
+        if ((error = request(fd, UFFDIO_WRITEPROTECT, &range)) != EAGAIN) break;
+    return error;
+}
+int capus_fault_unregister(int fd, uint64_t start, uint64_t bytes) {
+    struct uffdio_range range = {start, bytes};
+    return request(fd, UFFDIO_UNREGISTER, &range);
+}
+
+int64_t capus_pagemap_scan(int fd, enum capus_scan_kind kind, int protect, uint64_t *start, uint64_t end,
+                           struct capus_region *regions, size_t regions_max) {
+    struct scan scan = {
+        .size = sizeof scan, .start = *start, .end = end, .regions = (uintptr_t)regions, .regions_max = regions_max};
+    if (kind == CAPUS_SCAN_WRITTEN) {
+        scan.flags = SCAN_MUST_BE_TRACKED | (protect ? SCAN_PROTECT : 0);
+        scan.mask = scan.returned = IS_WRITTEN;
+    } else {
+        scan.any_of = IS_PRESENT | IS_SWAPPED;
+        scan.mask = scan.inverted = IS_ZERO_PAGE;
+        scan.returned = IS_PRESENT;
+    }
+    int found = ioctl(fd, SCAN_REQUEST, &scan);
+    if (found < 0) return -errno;
+    *start = scan.walk_end;
+    return found;
+}
+
+int capus_fault_probe(void) {
+    const uint64_t bytes = 4096;
+    int fd = capus_fault_open();
+    if (fd < 0) return -fd;
+    int error = capus_fault_begin(fd), pagemap = -1;
+    char *page = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) error = ENOMEM;
+    uint64_t start = (uintptr_t)page, end = start + bytes;
+    if (!error) error = capus_fault_register(fd, start, bytes);
+    if (!error) error = capus_fault_protect(fd, start, bytes);
+    if (!error && (pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) < 0) error = errno;
+    if (!error) {
+        struct capus_region region;
+        *(volatile char *)page = 1;
+        int64_t found = capus_pagemap_scan(pagemap, CAPUS_SCAN_WRITTEN, 1, &start, end, &region, 1);
+        error = found < 0 ? (int)-found : found == 1 ? 0 : EINVAL;
+    }
+    if (page != MAP_FAILED) munmap(page, bytes);
+    if (pagemap >= 0) close(pagemap);
+    close(fd);
+    return error;
+}

@@ -1,0 +1,91 @@
+import ApusLab
+import ApusQMP
+import ApusSystem
+import Foundation
+import Testing
+
+extension RealGuests {
+    /// A running, unmodified QEMU whose RAM is watched, or replaced, from outside.
+    @Suite(.enabled(if: WriteTracker.hostLacks() == nil, "this host cannot enter processes"))
+    struct EnteredQemuTests {
+        static let programs = [QemuProgram.installed] + (QemuProgram.newer.map { [$0] } ?? [])
+
+        @Test(.timeLimit(.minutes(5)), arguments: programs, [true, false])
+        func noWriteOfAGuestIsMissed(program: String, isShared: Bool) async throws {
+            try await Lab.with { lab in
+                let guest = try await EnteredQemu.start(program, sharesMemory: isShared, in: lab)
+                let tracker = try WriteTracker.attach(
+                    pid: guest.pid, areas: [guest.memory], journal: lab.path("journal"))
+                var replica = Replica(guest.memory, of: guest.pid)
+                try replica.copyAll()
+                var taken: UInt64 = 0
+                for round in 0..<20 {
+                    taken += try take(tracker, &replica)
+                    try await guest.qmp.execute(.stop)
+                    taken += try take(tracker, &replica)
+                    #expect(try replica.wrongPages() == [], "round \(round)")
+                    try await guest.qmp.execute(.cont)
+                    try await ContinuousClock().sleep(for: .milliseconds(100))
+                }
+                #expect(taken > 1000 * 4096, "the guest did not write")
+                try tracker.detach()
+                #expect(!FileManager.default.fileExists(atPath: lab.path("journal")))
+                try await guest.proves()
+            }
+        }
+
+        private func take(_ tracker: WriteTracker, _ replica: inout Replica) throws -> UInt64 {
+            var runs: [(offset: UInt64, byteCount: UInt64)] = []
+            try tracker.takeWritten { runs.append(($1, $2)) }
+            for run in runs { try replica.copy(run.offset, run.byteCount) }
+            return runs.reduce(0) { $0 + $1.byteCount }
+        }
+    }
+}
+
+/// A QEMU with a busy guest that proves its memory, and where that memory is.
+struct EnteredQemu {
+    let pid: Int32
+    let memory: WriteTracker.Area
+    let qmp: QMPClient
+    let console: Console
+
+    static func start(
+        _ program: String, sharesMemory: Bool, options: [String] = [], in lab: Lab
+    ) async throws -> EnteredQemu {
+        let image = try GuestImage.find()
+        var workload = Workload(name: "entered", pattern: .incompressible)
+        workload.sharesMemory = sharesMemory
+        workload.memoryKiB = 256 * 1024 + 8
+        workload.regionMiB = 96
+        let accelerator = await Accelerator.probe(qemu: program, image: image)
+        let words =
+            [program] + workload.arguments(run: lab.folder, image: image, accelerator: accelerator) + options + [
+                "-qmp", "unix:\(lab.path("qmp.sock")),server=on,wait=off",
+            ]
+        let process = try await lab.start("qemu", words)
+        let console = try await Console.connect(path: lab.path("console.sock"))
+        lab.later("console") { await console.close() }
+        let qmp = try await QMPClient.connect(path: lab.path("qmp.sock"))
+        lab.later("monitor") { await qmp.close() }
+        try await console.verdicts(1, seconds: 90)
+        let memory = try #require(try area(of: process.pid, byteCount: UInt64(workload.memoryKiB) << 10))
+        return EnteredQemu(pid: process.pid, memory: memory, qmp: qmp, console: console)
+    }
+
+    /// The guest checks all its memory twice from now on: the second pass began after now.
+    func proves() async throws {
+        try await console.verdicts(console.trace.verdicts.count + 2, seconds: 120)
+    }
+
+    /// The mapping of exactly this length.
+    static func area(of pid: Int32, byteCount: UInt64) throws -> WriteTracker.Area? {
+        for line in try ProcFile.read("/proc/\(pid)/maps").split(separator: "\n") {
+            let bounds = line.prefix { $0 != " " }.split(separator: "-").compactMap { UInt64($0, radix: 16) }
+            if bounds.count == 2, bounds[1] - bounds[0] == byteCount {
+                return WriteTracker.Area(address: bounds[0], byteCount: byteCount)
+            }
+        }
+        return nil
+    }
+}
