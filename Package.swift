@@ -101,7 +101,7 @@ let package = Package(
         // Processes that the tests of ApusSystem enter, and that enter others.
         .executableTarget(name: "write-target", path: "Tests/WriteTarget"),
         .executableTarget(name: "restless-tracer", dependencies: ["CApus"], path: "Tests/RestlessTracer"),
-        tests("ApusSystemTests", ["ApusSystem", "CApus", "write-target", "restless-tracer"]),
+        tests("ApusSystemTests", ["ApusSystem", "ApusLab", "CApus", "write-target", "restless-tracer"]),
         tests("ApusMemoryTests", ["ApusSystem", "ApusMemory"]),
         tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
         tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
