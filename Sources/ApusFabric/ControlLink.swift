@@ -41,20 +41,22 @@ public final class ControlLink: Sendable {
         closed: @escaping @Sendable (ControlLink, FabricError?) -> Void
     ) throws(SystemError) {
         socket = connection.socket
+        let squeezes = connection.features.contains(.lz4)
         let (outBox, inBox) = connection.halves()
         let failure = Monitor<FabricError?>(nil)
         _ = try WorkerThread("apus-ctl-out") { [self] in
             guard var sender = outBox.take() else { return }
-            do throws(FabricError) { try write(&sender) } catch { failure.update { $0 = error } }
+            do throws(FabricError) { try write(&sender, squeezes: squeezes) } catch { failure.update { $0 = error } }
             outbox.update { $0.isClosed = true }
             sender.socket.shutDown()
         }
         _ = try WorkerThread("apus-ctl-in") { [self] in
             guard var receiver = inBox.take() else { return }
+            var room = PageBuffer(byteCount: StreamSqueezer.byteCountMax)
             do throws(FabricError) {
                 while let frame = try receiver.receive() {
                     heard.update { $0 = Instant.now() }
-                    received(self, Message(frame.kind, epoch: frame.epoch, receiver.payload.bytesCopied))
+                    received(self, try StreamSqueezer.message(frame, receiver.payload, &room))
                 }
             } catch { failure.update { if $0 == nil { $0 = error } } }
             outbox.update { $0.isClosed = true }
@@ -103,11 +105,23 @@ public final class ControlLink: Sendable {
     }
 
     /// Runs until the outbox is closed and empty.
-    private func write(_ sender: inout FrameSender) throws(FabricError) {
+    private func write(_ sender: inout FrameSender, squeezes: Bool) throws(FabricError) {
+        var room = PageBuffer(byteCount: StreamSqueezer.byteCountMax)
         while let message = next() {
-            let count = try sender.send(message.kind, epoch: message.epoch, message.bytes.rawBytes)
+            let count: Int
+            if squeezes, let byteCount = StreamSqueezer.squeeze(message, into: &room) {
+                count = try Self.transmit(&sender, message, room, byteCount)
+            } else {
+                count = try sender.send(message.kind, epoch: message.epoch, message.bytes.rawBytes)
+            }
             sent.update { $0 += UInt64(count) }
         }
+    }
+
+    private static func transmit(
+        _ sender: inout FrameSender, _ message: Message, _ room: borrowing PageBuffer, _ byteCount: Int
+    ) throws(FabricError) -> Int {
+        try sender.send(.squeezedStream, epoch: message.epoch, room.bytes.extracting(0..<byteCount))
     }
 
     private func next() -> Message? {
@@ -116,5 +130,40 @@ public final class ControlLink: Sendable {
             if !box.bulk.isEmpty { return box.bulk.removeFirst() }
             return box.isClosed ? .some(nil) : nil
         } ?? nil
+    }
+}
+
+/// The form of stream frames on the wire: device state is mostly zeros and text, and the guest stands still while it
+/// travels.
+enum StreamSqueezer {
+    static let byteCountMax = FrameHeader.lengthMax(of: .stream)
+    /// Below this a frame costs more than its bytes.
+    private static let byteCountMin = 512
+
+    /// Fills `room` with the payload of a squeezed frame; nil: not smaller, or no stream frame.
+    static func squeeze(_ message: ControlLink.Message, into room: inout PageBuffer) -> Int? {
+        guard message.kind == .stream, message.bytes.count >= byteCountMin else { return nil }
+        let source = message.bytes.rawBytes
+        guard let count = LZ4.squeeze(source, into: &room, at: 4, limit: source.byteCount * 7 / 8) else { return nil }
+        var bytes = room.mutableBytes
+        bytes.store(littleEndian: UInt32(source.byteCount), at: 0)
+        return 4 + count
+    }
+
+    /// The message of a frame, as it was before it was squeezed.
+    static func message(
+        _ frame: FrameHeader, _ payload: RawSpan, _ room: inout PageBuffer
+    ) throws(FabricError) -> ControlLink.Message {
+        guard frame.kind == .squeezedStream else {
+            return .init(frame.kind, epoch: frame.epoch, payload.bytesCopied)
+        }
+        guard payload.byteCount > 4 else {
+            throw .frame(.wrongLength(kind: .squeezedStream, length: payload.byteCount))
+        }
+        let byteCount = Int(payload.littleEndian(at: 0, as: UInt32.self))
+        guard byteCount <= byteCountMax,
+            LZ4.expand(payload.extracting(4..<payload.byteCount), into: &room, byteCount: byteCount)
+        else { throw .frame(.badPayload(.squeezedStream, "\(byteCount) bytes do not come out of it")) }
+        return .init(.stream, epoch: frame.epoch, room.bytes.extracting(0..<byteCount).bytesCopied)
     }
 }

@@ -10,7 +10,7 @@ internal import ApusWire
 ///   round 1   pages that the file has                         (a hole is zero at the destination already)
 ///   round n   scan: written since the last scan, protected again in one step -> ready, held
 ///             ready travels, held waits                        rounds shrink; the gate looks after every scan
-///   gate      report(.converged); QEMU is told to migrate its device state and stops the guest by itself
+///   gate      report(.converged(predictedDowntimeMs: predictedMs)); QEMU is told to migrate its device state and stops the guest by itself
 ///   last      guest stopped, I/O drained: scan, everything travels, then fence, then device state
 /// ```
 ///
@@ -95,13 +95,14 @@ struct DirectSource: ~Copyable {
             progress.dirtyPagesPerS.set(UInt64(perS))
             progress.heldPages.set(UInt64(rounds.heldCount))
             let sample = sample(pagesPerS: perS)
-            progress.predictedDowntimeUs.set(UInt64(gate.forecast(sample).downtimeMs * 1000))
+            let predictedMs = gate.forecast(sample).downtimeMs
+            progress.predictedDowntimeUs.set(UInt64(predictedMs * 1000))
             let opens = gate.shouldOpen(sample)
             let isShrinking = Double(rounds.readyCount) < 0.7 * Double(lastReady)
             lastReady = max(rounds.readyCount, 1)
             try sendReady()
             waitForLanes()
-            if opens { report(.converged) }
+            if opens { report(.converged(predictedDowntimeMs: predictedMs)) }
             if gate.isOpen && memory.drain != nil {
                 waitMs = .infinity
                 continue

@@ -19,7 +19,7 @@ internal import ApusWire
 public enum SourceFlowEvent: Sendable, Equatable {
     case layoutKnown(Layout)
     /// Direct port: what is left fits the pause. QEMU is to be told to migrate; see ``SourceFlow/connect(_:)``.
-    case converged
+    case converged(predictedDowntimeMs: Double)
     /// QEMU has stopped the guest and sends the last pages.
     case lastRoundBegan
     /// QEMU has closed the migration socket in good order, or its stream is complete.
@@ -252,7 +252,8 @@ public final class DestinationFlow: Sendable {
             switch message.kind {
             case .stream: try writeStream(message)
             case .layout: try learnLayout(message)
-            case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end:
+            case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end,
+                .squeezedStream:
                 throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
             }
         } catch { fail(error) }

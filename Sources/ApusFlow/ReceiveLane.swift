@@ -120,7 +120,7 @@ struct ReceiveLane: ~Copyable, Sendable {
                 try sendCredit()
             case .end:
                 return
-            case .hello, .welcome, .refusal, .control, .stream, .returnPath, .layout, .credit, .want:
+            case .hello, .welcome, .refusal, .control, .stream, .squeezedStream, .returnPath, .layout, .credit, .want:
                 throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(index).")
             }
             counters.cpuNs.set(Instant.threadCPUNs())

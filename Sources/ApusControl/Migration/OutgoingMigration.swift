@@ -40,9 +40,9 @@ actor OutgoingMigration {
     private var stallSaid = false
     var transfer: OutgoingTransfer?
     /// The VM's RAM, held from outside until the job is over; nil: it goes by the stream port.
-    private(set) var memory: DirectMemory?
+    var memory: DirectMemory?
     /// STOP events to come that are only for finishing disk requests.
-    private nonisolated let drainStops = Monitor(0)
+    nonisolated let drainStops = Monitor(0)
     var marks = SwitchMarks()
     var status: JobStatus
     var monitor: ProgressMonitor
@@ -146,69 +146,6 @@ actor OutgoingMigration {
             guard link === self.link else { return [] }
             await note(message)
             return [.received(message.told(by: request.host))]
-        }
-    }
-
-    /// Decides how the VM's memory is reached here, and takes hold of it; the destination has its say in `ready`.
-    ///
-    /// - Returns: what to offer; nil: the stream port.
-    /// - Throws: `Problem` `port-not-possible` when the operator wants the direct port and it cannot be had.
-    func choosePort(_ machine: Machine) async throws -> DirectAccess? {
-        if request.port == .stream { return nil }
-        do {
-            let access = try await DirectAccess.examine(machine)
-            let drain = drain(machine)
-            memory = try await offPool("apus-attach") {
-                try access.attach(pid: machine.pid, journal: DirectAccess.journalPath(machine), drain: drain)
-            }
-            if access.usesDirectIO {
-                status.notes.append(
-                    "\(machine.name) has a disk with cache.direct=on: every round stops it until its disk requests are done."
-                )
-            }
-            return access
-        } catch {
-            guard request.port != .direct else { throw Self.portNotPossible(machine.name, "\(error)") }
-            status.notes.append("\(machine.name) goes by the stream port. \(error)")
-            return nil
-        }
-    }
-
-    /// Called from the flow's threads.
-    private nonisolated func drain(_ machine: Machine) -> DirectMemory.Drain {
-        let stops = drainStops
-        return DirectMemory.Drain(
-            stop: {
-                try blocking {
-                    guard await machine.runState() == .running else { return false }
-                    stops.update { $0 += 1 }
-                    try await machine.qmp.execute(.stop)
-                    return true
-                }
-            },
-            resume: { _ = try blocking { try await machine.qmp.execute(.cont) } })
-    }
-
-    private static func portNotPossible(_ name: String, _ why: String) -> Problem {
-        Problem(
-            "port-not-possible", "\(name) cannot go by the direct port. \(why)",
-            advice: "Leave --port out: the stream port moves it.")
-    }
-
-    private func agree(on terms: TransferTerms) async {
-        guard memory != nil, !terms.direct else { return }
-        await letGoOfMemory()
-        let why = terms.reason ?? "The destination's agent does not know it."
-        if request.port == .direct { return post(.localFailed(SessionProblem(Self.portNotPossible(request.vm, why)))) }
-        status.notes.append("\(request.vm) goes by the stream port. \(why)")
-    }
-
-    /// Takes everything out of QEMU again. What cannot be taken out now is left to the next agent, by its journal.
-    func letGoOfMemory() async {
-        guard let memory else { return }
-        self.memory = nil
-        do { try await offPool("apus-detach") { try memory.detach() } } catch {
-            logger.warning("detach: \(error)", metadata: ["job": "\(job)"])
         }
     }
 
@@ -437,11 +374,11 @@ actor OutgoingMigration {
     }
 
     /// What is left fits the pause.
-    func gateOpens() {
+    func gateOpens(predictedDowntimeMs: Double?) {
         guard session.state == .transferring else { return }
         // A guest that was paused before shows no STOP.
         if !session.guestRunning { marks.gateOpened = Instant.now() }
-        marks.predictedDowntimeMs = status.progress.predictedDowntimeMs
+        marks.predictedDowntimeMs = predictedDowntimeMs
         post(.gateOpened)
     }
 
@@ -454,7 +391,7 @@ actor OutgoingMigration {
                 session.state == .transferring && !transfer.isDirect
                 ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
             let isReady = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
-            if isReady { gateOpens() }
+            if isReady { gateOpens(predictedDowntimeMs: status.progress.predictedDowntimeMs) }
             if monitor.stalledMs > SessionTimes.stallMs && !stallSaid {
                 stallSaid = true
                 post(
@@ -466,17 +403,6 @@ actor OutgoingMigration {
             }
             // The phase is published by the serial loop alone, when its actions are done.
             if !isOver { await services.board.publish(status) }
-        }
-    }
-}
-
-extension Monitor<Int> {
-    /// Counts down; false at zero.
-    fileprivate func takeOne() -> Bool {
-        update { count in
-            guard count > 0 else { return false }
-            count -= 1
-            return true
         }
     }
 }

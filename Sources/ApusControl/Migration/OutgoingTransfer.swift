@@ -217,7 +217,7 @@ extension OutgoingMigration {
     nonisolated func flowReports(_ event: SourceFlowEvent) {
         switch event {
         case .layoutKnown, .lastRoundBegan, .streamEnded: break
-        case .converged: Task { await self.gateOpens() }
+        case .converged(let downtimeMs): Task { await self.gateOpens(predictedDowntimeMs: downtimeMs) }
         case .failed(let failure):
             let problem = SessionProblem(failure)
             guard failure.code == "link" else { return post(.localFailed(problem)) }

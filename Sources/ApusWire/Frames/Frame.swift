@@ -26,6 +26,8 @@ public enum FrameKind: UInt8, Sendable, CaseIterable {
     case want = 11
     /// The sender of a lane has nothing more to say. No payload.
     case end = 12
+    /// A stream frame in small: u32 bytes of the stream, then an LZ4 block. With feature `lz4` only.
+    case squeezedStream = 15
 }
 
 public enum FrameError: Error, Equatable, Sendable {
@@ -84,7 +86,7 @@ public struct FrameHeader: Equatable, Sendable {
         case .refusal: 1024
         // An offer carries a VM's definition.
         case .control: 1 << 20
-        case .stream, .returnPath: 64 << 10
+        case .stream, .returnPath, .squeezedStream: 64 << 10
         case .layout: 512 << 10
         case .batch: BatchLimits.payloadBytesMax
         case .fence, .end: 0

@@ -1,0 +1,82 @@
+import ApusAPI
+import ApusFlow
+import ApusQMP
+import ApusSystem
+import Logging
+
+// How an outgoing job reaches the VM's memory.
+extension OutgoingMigration {
+    /// Decides how the VM's memory is reached here, and takes hold of it; the destination has its say in `ready`.
+    ///
+    /// - Returns: what to offer; nil: the stream port.
+    /// - Throws: `Problem` `port-not-possible` when the operator wants the direct port and it cannot be had.
+    func choosePort(_ machine: Machine) async throws -> DirectAccess? {
+        if request.port == .stream { return nil }
+        do {
+            let access = try await DirectAccess.examine(machine)
+            let drain = drain(machine)
+            memory = try await offPool("apus-attach") {
+                try access.attach(pid: machine.pid, journal: DirectAccess.journalPath(machine), drain: drain)
+            }
+            if access.usesDirectIO {
+                status.notes.append(
+                    "\(machine.name) has a disk with cache.direct=on: every round stops it until its disk requests are done."
+                )
+            }
+            return access
+        } catch {
+            guard request.port != .direct else { throw Self.portNotPossible(machine.name, "\(error)") }
+            status.notes.append("\(machine.name) goes by the stream port. \(error)")
+            return nil
+        }
+    }
+
+    /// Called from the flow's threads.
+    private nonisolated func drain(_ machine: Machine) -> DirectMemory.Drain {
+        let stops = drainStops
+        return DirectMemory.Drain(
+            stop: {
+                try blocking {
+                    guard await machine.runState() == .running else { return false }
+                    stops.update { $0 += 1 }
+                    try await machine.qmp.execute(.stop)
+                    return true
+                }
+            },
+            resume: { _ = try blocking { try await machine.qmp.execute(.cont) } })
+    }
+
+    private static func portNotPossible(_ name: String, _ why: String) -> Problem {
+        Problem(
+            "port-not-possible", "\(name) cannot go by the direct port. \(why)",
+            advice: "Leave --port out: the stream port moves it.")
+    }
+
+    func agree(on terms: TransferTerms) async {
+        guard memory != nil, !terms.direct else { return }
+        await letGoOfMemory()
+        let why = terms.reason ?? "The destination's agent does not know it."
+        if request.port == .direct { return post(.localFailed(SessionProblem(Self.portNotPossible(request.vm, why)))) }
+        status.notes.append("\(request.vm) goes by the stream port. \(why)")
+    }
+
+    /// Takes everything out of QEMU again. What cannot be taken out now is left to the next agent, by its journal.
+    func letGoOfMemory() async {
+        guard let memory else { return }
+        self.memory = nil
+        do { try await offPool("apus-detach") { try memory.detach() } } catch {
+            logger.warning("detach: \(error)", metadata: ["job": "\(job)"])
+        }
+    }
+}
+
+extension Monitor<Int> {
+    /// Counts down; false at zero.
+    func takeOne() -> Bool {
+        update { count in
+            guard count > 0 else { return false }
+            count -= 1
+            return true
+        }
+    }
+}
