@@ -96,7 +96,7 @@ public struct JobProgress: Codable, Sendable, Equatable {
 
 /// Pages that travelled in one form.
 public struct FormCount: Codable, Sendable, Equatable {
-    /// `zero`, `raw`, `lz4`, `zstd`.
+    /// `zero`, `raw`, `lz4`, `zstd`, `lines` (only what changed in the page), `same` (sent before, not changed).
     public var form: String
     public var pages: UInt64
     public var wireBytes: UInt64

@@ -1,12 +1,19 @@
 public import ApusMemory
 internal import ApusSystem
 
-/// Where a receiving lane puts pages. Called once per run, never per page.
+/// Where a receiving lane puts pages. Whole pages come in runs, never one by one.
 public protocol PageInstaller: ~Copyable {
     /// Makes the pages read as zero.
     mutating func installZero(first: PageNumber, count: Int) throws(PayloadError)
     /// Installs whole pages; `bytes` is valid during the call only.
     mutating func install(first: PageNumber, _ bytes: RawSpan) throws(PayloadError)
+    /// Overwrites the lines of a page that `mask` names, first line as the lowest bit; `bytes` holds just these lines.
+    /// Called for pages that ``patchable`` contains.
+    mutating func patch(
+        _ page: PageNumber, mask: UInt32, lineBytes: Int, _ bytes: RawSpan
+    ) throws(PayloadError)
+    /// Pages of which a part can be changed.
+    var patchable: PageRanges { get }
 }
 
 /// Checks and unpacks payloads from a peer that may be hostile. One per lane.
@@ -18,21 +25,19 @@ public struct BatchDecoder: ~Copyable, Sendable {
     }
 
     private let layout: Layout
-    private let lane: Int
-    private let lanes: Int
-    private var expander: ZstdExpander?
+    private let share: LaneShare
+    private var expander = BodyExpander()
     private var scratch = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
 
-    public init(layout: Layout, lane: Int, lanes: Int) {
+    public init(layout: Layout, _ share: LaneShare) {
         self.layout = layout
-        self.lane = lane
-        self.lanes = lanes
+        self.share = share
     }
 
-    /// Installs one payload. Nothing is installed when a record is wrong; a damaged squeezed body stops the batch in
-    /// the middle, which is harmless: the caller gives the migration up.
+    /// Installs one payload, and notes in `replica` what is whole now. Nothing is installed when a record is wrong; a
+    /// damaged squeezed body stops the batch in the middle, which is harmless: the caller gives the migration up.
     public mutating func decode<I: PageInstaller & ~Copyable>(
-        _ payload: RawSpan, into installer: inout I
+        _ payload: RawSpan, _ replica: inout ReplicaMap, into installer: inout I
     ) throws(PayloadError) -> Counts {
         guard payload.byteCount >= BatchPayload.headBytes else {
             throw .short(want: BatchPayload.headBytes, got: payload.byteCount)
@@ -51,10 +56,10 @@ public struct BatchDecoder: ~Copyable, Sendable {
         guard squeezedBytes <= BatchPayload.squeezedBytesMax, payload.byteCount == length else {
             throw .length(want: length, got: payload.byteCount)
         }
-        try expand(
-            payload.extracting(bodyAt..<bodyAt + squeezedBytes), codec, pages: counts.squeezedPages,
-            restart: flags & BatchPayload.restartFlag != 0)
-        try install(payload, records, rawAt: bodyAt + squeezedBytes, into: &installer)
+        try expander.expand(
+            payload.extracting(bodyAt..<bodyAt + squeezedBytes), codec, into: &scratch,
+            byteCount: counts.squeezedPages * Limits.pageBytes, restart: flags & BatchPayload.restartFlag != 0)
+        try install(payload, records, rawAt: bodyAt + squeezedBytes, &replica, into: &installer)
         return counts
     }
 
@@ -76,8 +81,8 @@ public struct BatchDecoder: ~Copyable, Sendable {
             }
             guard layout.block(of: PageNumber(next - 1)) == block else { throw .acrossBlocks(page: first) }
             // With several lanes a run stays in its stripe: no two lanes may ever touch the same page.
-            let sameStripe = lanes == 1 || first >> 6 == PageNumber(next - 1) >> 6
-            guard laneIndex(of: first, lanes: lanes) == lane, sameStripe else { throw .wrongLane(page: first) }
+            let sameStripe = share.lanes == 1 || first >> 6 == PageNumber(next - 1) >> 6
+            guard share.owns(first), sameStripe else { throw .wrongLane(page: first) }
             switch form {
             case .zero: counts.zeroPages += count
             case .raw: counts.rawPages += count
@@ -89,25 +94,8 @@ public struct BatchDecoder: ~Copyable, Sendable {
         return counts
     }
 
-    private mutating func expand(
-        _ body: RawSpan, _ codec: Codec, pages: Int, restart: Bool
-    ) throws(PayloadError) {
-        let byteCount = pages * Limits.pageBytes
-        switch codec {
-        case .none:
-            guard pages == 0, body.byteCount == 0 else { throw .corruptBody(.none) }
-        case .lz4:
-            guard LZ4.expand(body, into: &scratch, byteCount: byteCount) else { throw .corruptBody(.lz4) }
-        case .zstd:
-            if restart || expander == nil { expander = ZstdExpander() }
-            guard expander?.expand(body, into: &scratch, byteCount: byteCount) == true else {
-                throw .corruptBody(.zstd)
-            }
-        }
-    }
-
     private func install<I: PageInstaller & ~Copyable>(
-        _ payload: RawSpan, _ records: Int, rawAt: Int, into installer: inout I
+        _ payload: RawSpan, _ records: Int, rawAt: Int, _ replica: inout ReplicaMap, into installer: inout I
     ) throws(PayloadError) {
         var rawAt = rawAt
         var squeezedAt = 0
@@ -128,6 +116,7 @@ public struct BatchDecoder: ~Copyable, Sendable {
             case nil:
                 preconditionFailure("the form was checked before")
             }
+            replica.setWhole(first: first, count: count)
         }
     }
 }

@@ -18,8 +18,7 @@ public struct BatchEncoder: ~Copyable, Sendable {
 
     /// Payload up to the raw body.
     public private(set) var head = PageBuffer(byteCount: BatchPayload.headCapacity)
-    private var zstd: ZstdSqueezer?
-    private var zstdLevel: Int32 = 0
+    private var squeezer = BodySqueezer()
 
     public init() {}
 
@@ -39,7 +38,9 @@ public struct BatchEncoder: ~Copyable, Sendable {
         for index in 0..<batch.recordCount where batch.records[index].form == .zero {
             result.zeroPages += Int(batch.records[index].count)
         }
-        let squeezed = squeeze(batch, result.rawPages, choice, at: BatchPayload.headBytes + records * 8)
+        let squeezed = squeezer.squeeze(
+            batch.data.bytes.extracting(0..<result.rawPages * Limits.pageBytes), choice, into: &head,
+            at: BatchPayload.headBytes + records * BatchPayload.recordBytes)
         var flags: UInt8 = 0
         if let squeezed {
             flags = squeezed.restarted ? BatchPayload.restartFlag : 0
@@ -54,6 +55,9 @@ public struct BatchEncoder: ~Copyable, Sendable {
         storeHead(records: records, result: result, flags: flags)
         return result
     }
+
+    /// The receiver may have missed a part of what was sent.
+    public mutating func restart() { squeezer.restart() }
 
     private func hasZeroPages(_ batch: borrowing Batch) -> Bool {
         let data = batch.data.bytes
@@ -110,47 +114,6 @@ public struct BatchEncoder: ~Copyable, Sendable {
         }
         result.rawPages = kept
         return records
-    }
-
-    private struct Squeezed {
-        var codec: Codec
-        var byteCount: Int
-        var restarted: Bool
-    }
-
-    private mutating func squeeze(
-        _ batch: borrowing Batch, _ pages: Int, _ choice: CodecChoice, at offset: Int
-    ) -> Squeezed? {
-        guard pages > 0 else { return nil }
-        let source = batch.data.bytes.extracting(0..<pages * Limits.pageBytes)
-        switch choice {
-        case .raw:
-            return nil
-        case .lz4:
-            // Worth it only below 7/8 of the raw size: below that the receiver's work costs more than the link.
-            guard let bytes = LZ4.squeeze(source, into: &head, at: offset, limit: source.byteCount * 7 / 8) else {
-                return nil
-            }
-            return Squeezed(codec: .lz4, byteCount: bytes, restarted: false)
-        case .zstd(let level):
-            var restarted = false
-            if zstd == nil {
-                zstd = ZstdSqueezer(level: level)
-                zstdLevel = level
-                restarted = true
-            } else if level != zstdLevel {
-                // The level of a running stream is fixed; another level is another stream.
-                zstd = ZstdSqueezer(level: level)
-                zstdLevel = level
-                restarted = true
-            }
-            guard let bytes = zstd?.squeeze(source, into: &head, at: offset), bytes < source.byteCount * 31 / 32 else {
-                // The receiver must not miss a part of the stream: start anew next time.
-                zstd = nil
-                return nil
-            }
-            return Squeezed(codec: .zstd, byteCount: bytes, restarted: restarted)
-        }
     }
 
     private mutating func store(_ record: PageRecord, at index: Int) {

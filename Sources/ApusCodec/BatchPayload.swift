@@ -23,6 +23,12 @@ public enum PayloadError: Error, Equatable, Sendable {
     case length(want: Int, got: Int)
     case corruptBody(Codec)
     case install(String)
+    case lineBytes(shift: UInt8)
+    case emptyUpdate(page: PageNumber)
+    case outsidePage(page: PageNumber, mask: UInt32)
+    case notPatchable(page: PageNumber)
+    /// An update that builds on another content than the receiver's: it is late, or the page was never sent.
+    case stale(page: PageNumber, base: UInt8, own: UInt8)
 }
 
 /// The bytes of one batch on the wire; integers little-endian.

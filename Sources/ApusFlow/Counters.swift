@@ -8,6 +8,14 @@ final class LaneCounters: Sendable {
     let lz4Bytes = Atomic<UInt64>(0)
     let zstdPages = Atomic<UInt64>(0)
     let zstdBytes = Atomic<UInt64>(0)
+    /// Pages that travelled as their changed lines, these lines, and their bytes on the link.
+    let linePages = Atomic<UInt64>(0)
+    let changedLines = Atomic<UInt64>(0)
+    let lineBytes = Atomic<UInt64>(0)
+    /// Pages that were sent before and had not changed, so that nothing travelled.
+    let samePages = Atomic<UInt64>(0)
+    /// Memory of the line hashes.
+    let lineTableBytes = Atomic<UInt64>(0)
     /// Bytes written to the link, frames included.
     let wireBytes = Atomic<UInt64>(0)
     /// Of these, bytes that the receiver has confirmed as installed.
@@ -32,6 +40,15 @@ public struct FlowSample: Sendable, Equatable {
     public var lz4Bytes: UInt64 = 0
     public var zstdPages: UInt64 = 0
     public var zstdBytes: UInt64 = 0
+    /// Pages sent as their changed lines.
+    public var linePages: UInt64 = 0
+    public var changedLines: UInt64 = 0
+    /// Bytes of the frames that carried them.
+    public var lineBytes: UInt64 = 0
+    /// Pages not sent again because nothing in them had changed.
+    public var samePages: UInt64 = 0
+    /// Memory that the hashes of lines take, bytes.
+    public var lineTableBytes: UInt64 = 0
     /// Bytes on the link in this direction: lanes and control connection, frames included.
     public var wireBytes: UInt64 = 0
     /// Lane bytes sent and not yet confirmed as installed.
@@ -43,7 +60,8 @@ public struct FlowSample: Sendable, Equatable {
     public var rounds: RoundSample?
     public init() {}
 
-    public var dataPages: UInt64 { rawPages + lz4Pages + zstdPages }
+    /// Pages of data that QEMU gave, in whatever form they travelled.
+    public var dataPages: UInt64 { rawPages + lz4Pages + zstdPages + linePages + samePages }
 
     /// What plain QEMU would have put on the link for the same pages: 8 bytes and the page, or 9 for a zero page.
     public var plainBytes: UInt64 { dataPages * 4104 + zeroPages * 9 }
@@ -55,6 +73,11 @@ public struct FlowSample: Sendable, Equatable {
         lz4Bytes += lane.lz4Bytes.now
         zstdPages += lane.zstdPages.now
         zstdBytes += lane.zstdBytes.now
+        linePages += lane.linePages.now
+        changedLines += lane.changedLines.now
+        lineBytes += lane.lineBytes.now
+        samePages += lane.samePages.now
+        lineTableBytes += lane.lineTableBytes.now
         wireBytes += lane.wireBytes.now
         unconfirmedBytes += lane.wireBytes.now &- min(lane.confirmedBytes.now, lane.wireBytes.now)
         cpuNs += lane.cpuNs.now

@@ -12,6 +12,14 @@ public enum BlockPort: Sendable {
     /// Only QEMU knows where it is: pages go in as records of the stream.
     case stream
 
+    /// A part of a page can be changed, not only whole pages.
+    var takesPatches: Bool {
+        switch self {
+        case .mapped, .process: true
+        case .stream: false
+        }
+    }
+
     /// For reports: `mapped`, `process`, `stream`.
     public var name: String {
         switch self {
@@ -28,6 +36,7 @@ struct RAMInstaller: ~Copyable, PageInstaller {
     private let ports: [BlockPort]
     private let feed: QemuFeed
     private let ramSection: UInt32
+    let patchable: PageRanges
     /// Pages that may hold something else than zeros.
     private var written: PageSet
     private var writer: QemuStreamWriter
@@ -39,6 +48,7 @@ struct RAMInstaller: ~Copyable, PageInstaller {
         layout = prologue.layout
         ports = prologue.ports
         ramSection = prologue.ramSection
+        patchable = prologue.patchable
         writer = QemuStreamWriter(table: prologue.table)
         self.feed = feed
         self.written = written
@@ -88,6 +98,23 @@ struct RAMInstaller: ~Copyable, PageInstaller {
                 try writePart(index, offset, nil, count)
             }
         } catch { throw .install("block \(layout.blocks[index].name): \(error)") }
+    }
+
+    mutating func patch(
+        _ page: PageNumber, mask: UInt32, lineBytes: Int, _ bytes: RawSpan
+    ) throws(PayloadError) {
+        let (index, offset) = place(page)
+        switch ports[index] {
+        case .mapped(let window):
+            window.patch(bytes, at: offset, mask, lineBytes: lineBytes)
+            written.insert(first: page, count: 1)
+        case .process(let window):
+            do throws(SystemError) {
+                try window.patch(bytes, at: offset, mask, lineBytes: lineBytes)
+            } catch { throw .install("block \(layout.blocks[index].name): \(error)") }
+        case .stream:
+            preconditionFailure("the decoder checked that the page can be patched")
+        }
     }
 
     private func place(_ page: PageNumber) -> (block: Int, offset: UInt64) {

@@ -40,6 +40,11 @@ public struct FlowOptions: Sendable {
     public var bytesPerS: Double?
     /// The longest pause; a direct source opens the gate itself.
     public var maxDowntimeMs: Double
+    /// Bytes of a line, 128 to 2048, a power of two: a page that is sent again travels as its changed lines. Nil: pages
+    /// always travel whole.
+    public var lineBytes: Int? = 128
+    /// Cap of the memory for line hashes, bytes; with lines of 128 bytes they never take more than 6.3 % of the RAM sent.
+    public var lineTableBytesMax = Int.max
     public init(bytesPerS: Double? = nil, maxDowntimeMs: Double = 300) {
         self.bytesPerS = bytesPerS
         self.maxDowntimeMs = maxDowntimeMs
@@ -92,7 +97,7 @@ public final class SourceFlow: Sendable {
             _ = try WorkerThread("apus-send-\(index)") { [self] in
                 guard let connection = lanes.take(index) else { return }
                 var lane = SendLane(
-                    index: index, of: count, connection, queue, counter, bytesPerS: options.bytesPerS)
+                    index: index, of: count, connection, queue, counter, options)
                 do throws(FabricError) { try lane.run() } catch {
                     fail(FlowFailure("link", "Lane \(index) to the destination broke: \(error)"))
                 }
@@ -253,7 +258,7 @@ public final class DestinationFlow: Sendable {
             case .stream: try writeStream(message)
             case .layout: try learnLayout(message)
             case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end,
-                .squeezedStream:
+                .squeezedStream, .update, .patchable:
                 throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
             }
         } catch { fail(error) }

@@ -25,6 +25,8 @@ final class DestinationState: Sendable {
         /// One per block.
         let ports: [BlockPort]
         let ramSection: UInt32
+        /// Pages that updates may name.
+        let patchable: PageRanges
 
         init(layout: Layout, table: RamBlockTable, ports: [BlockPort], ramSection: UInt32) {
             precondition(ports.count == layout.blocks.count)
@@ -32,6 +34,11 @@ final class DestinationState: Sendable {
             self.table = table
             self.ports = ports
             self.ramSection = ramSection
+            var patchable = PageRanges()
+            for (block, port) in zip(layout.blocks, ports) where port.takesPatches {
+                patchable.append(block.firstPage..<block.firstPage + block.pageCount)
+            }
+            self.patchable = patchable
         }
     }
     private struct Content {
@@ -68,29 +75,30 @@ final class DestinationState: Sendable {
 
 /// The receiving half of a lane: checks, decodes and installs batches, and credits the sender. Runs on its own thread.
 struct ReceiveLane: ~Copyable, Sendable {
-    private let index: Int
-    private let lanes: Int
+    private let share: LaneShare
+    private let takesLines: Bool
     private let counters: LaneCounters
     private let state: DestinationState
     private let feed: QemuFeed
     private var sender: FrameSender
     private var receiver: FrameReceiver
     private var receivedBytes: UInt64 = 0
-    private var batches: UInt64 = 0
+    /// Batches and updates applied.
+    private var frames: UInt64 = 0
     private var creditedBytes: UInt64 = 0
-    private var creditedBatches: UInt64 = 0
+    private var creditedFrames: UInt64 = 0
     private var credit = PageBuffer(byteCount: 16)
 
     /// A credit is sent when one of these has come together; far below the sender's window.
     private static let creditBytes: UInt64 = 64 << 10
-    private static let creditBatches: UInt64 = 32
+    private static let creditFrames: UInt64 = 32
 
     init(
         index: Int, of lanes: Int, _ connection: consuming Connection, _ counters: LaneCounters,
         _ state: DestinationState, _ feed: QemuFeed
     ) {
-        self.index = index
-        self.lanes = lanes
+        share = LaneShare(lane: index, lanes: lanes)
+        takesLines = connection.features.contains(.lines)
         self.counters = counters
         self.state = state
         self.feed = feed
@@ -101,27 +109,30 @@ struct ReceiveLane: ~Copyable, Sendable {
     /// Runs until the sender ends the lane. A lane that breaks off without its end has failed.
     mutating func run() throws(FlowFailure) {
         guard let prologue = state.waitForPrologue() else { return }
-        var decoder = BatchDecoder(layout: prologue.layout, lane: index, lanes: lanes)
+        var batches = BatchDecoder(layout: prologue.layout, share)
+        var updates = UpdateDecoder(layout: prologue.layout)
+        var replica = ReplicaMap(share)
         var installer = try makeInstaller(prologue)
+        if takesLines { try announce(prologue.patchable) }
         while true {
             let frame = try receive()
             receivedBytes += UInt64(FrameHeader.byteCount + frame.length)
             counters.wireBytes.add(FrameHeader.byteCount + frame.length)
             switch frame.kind {
             case .batch:
-                try install(&decoder, &installer)
-                batches += 1
-                if receivedBytes - creditedBytes >= Self.creditBytes || batches - creditedBatches >= Self.creditBatches
-                {
-                    try sendCredit()
-                }
+                try install(&batches, &replica, &installer)
+                try applied()
+            case .update where takesLines:
+                try install(&updates, &replica, &installer)
+                try applied()
             case .fence:
-                state.passed(frame.epoch, lane: index)
+                state.passed(frame.epoch, lane: share.lane)
                 try sendCredit()
             case .end:
                 return
-            case .hello, .welcome, .refusal, .control, .stream, .squeezedStream, .returnPath, .layout, .credit, .want:
-                throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(index).")
+            case .hello, .welcome, .refusal, .control, .stream, .squeezedStream, .returnPath, .layout, .credit, .want,
+                .update, .patchable:
+                throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(share.lane).")
             }
             counters.cpuNs.set(Instant.threadCPUNs())
         }
@@ -135,42 +146,67 @@ struct ReceiveLane: ~Copyable, Sendable {
         }
     }
 
+    private mutating func announce(_ patchable: PageRanges) throws(FlowFailure) {
+        do throws(FabricError) {
+            try sender.send(.patchable, lane: UInt16(share.lane), PatchablePayload.bytes(patchable).rawBytes)
+        } catch { throw FlowFailure("link", "Lane \(share.lane) to the source broke: \(error)") }
+    }
+
     private mutating func receive() throws(FlowFailure) -> FrameHeader {
         do throws(FabricError) {
             guard let frame = try receiver.receive() else { throw .closed }
             return frame
-        } catch { throw FlowFailure("link", "Lane \(index) from the source broke: \(error)") }
+        } catch { throw FlowFailure("link", "Lane \(share.lane) from the source broke: \(error)") }
     }
 
     private mutating func install(
-        _ decoder: inout BatchDecoder, _ installer: inout RAMInstaller
+        _ decoder: inout BatchDecoder, _ replica: inout ReplicaMap, _ installer: inout RAMInstaller
     ) throws(FlowFailure) {
         do throws(PayloadError) {
-            let counts = try decoder.decode(receiver.payload, into: &installer)
+            let counts = try decoder.decode(receiver.payload, &replica, into: &installer)
             counters.zeroPages.add(counts.zeroPages)
             counters.rawPages.add(counts.rawPages)
             counters.zstdPages.add(counts.squeezedPages)
-        } catch {
-            if case .install(let text) = error {
-                throw FlowFailure("install", "Pages could not be installed in the destination's RAM: \(text).")
-            }
-            throw FlowFailure("peer", "The source sent a batch that is not valid on lane \(index): \(error).")
+        } catch { throw failure(error, in: "a batch") }
+    }
+
+    private mutating func install(
+        _ decoder: inout UpdateDecoder, _ replica: inout ReplicaMap, _ installer: inout RAMInstaller
+    ) throws(FlowFailure) {
+        do throws(PayloadError) {
+            let counts = try decoder.decode(receiver.payload, &replica, into: &installer)
+            counters.linePages.add(counts.pages)
+            counters.changedLines.add(counts.lines)
+        } catch { throw failure(error, in: "an update") }
+    }
+
+    private func failure(_ error: PayloadError, in what: String) -> FlowFailure {
+        if case .install(let text) = error {
+            return FlowFailure("install", "Pages could not be installed in the destination's RAM: \(text).")
+        }
+        return FlowFailure("peer", "The source sent \(what) that is not valid on lane \(share.lane): \(error).")
+    }
+
+    private mutating func applied() throws(FlowFailure) {
+        frames += 1
+        if receivedBytes - creditedBytes >= Self.creditBytes || frames - creditedFrames >= Self.creditFrames {
+            try sendCredit()
         }
     }
 
     private mutating func sendCredit() throws(FlowFailure) {
         creditedBytes = receivedBytes
-        creditedBatches = batches
-        Self.store(receivedBytes, batches, in: &credit)
-        do throws(FabricError) { try Self.transmit(&sender, lane: UInt16(index), credit) } catch {
-            throw FlowFailure("link", "Lane \(index) to the source broke: \(error)")
+        creditedFrames = frames
+        Self.store(receivedBytes, frames, in: &credit)
+        do throws(FabricError) { try Self.transmit(&sender, lane: UInt16(share.lane), credit) } catch {
+            throw FlowFailure("link", "Lane \(share.lane) to the source broke: \(error)")
         }
     }
 
-    private static func store(_ bytes: UInt64, _ batches: UInt64, in credit: inout PageBuffer) {
+    private static func store(_ bytes: UInt64, _ frames: UInt64, in credit: inout PageBuffer) {
         var span = credit.mutableBytes
         span.store(littleEndian: bytes, at: 0)
-        span.store(littleEndian: batches, at: 8)
+        span.store(littleEndian: frames, at: 8)
     }
 
     private static func transmit(

@@ -32,145 +32,185 @@ final class LaneQueue: Sendable {
     }
 }
 
-/// The sending half of a lane: takes batches, encodes them, sends them, keeps within the window that the receiver's
-/// credits leave. Runs on its own thread; owns everything it touches.
+/// The sending half of a lane: takes batches, sends the frames that they make, keeps within the window that the
+/// receiver's credits leave. Runs on its own thread; owns everything it touches.
 struct SendLane: ~Copyable, Sendable {
     private let index: UInt16
     private let lanes: LaneQueue
     private let counters: LaneCounters
-    private let maySqueeze: Bool
     private var sender: FrameSender
     private var receiver: FrameReceiver
-    private var encoder = BatchEncoder()
-    private var chooser = CodecChooser()
+    private var encoder: LaneEncoder
     private var meter: LinkMeter
     private var pacer: Pacer
-    private var probeScratch = PageBuffer(byteCount: 32 << 10)
     private var sentBytes: UInt64 = 0
-    private var sentBatches: UInt64 = 0
     private var creditedBytes: UInt64 = 0
-    private var creditedBatches: UInt64 = 0
+    private var linesMayCome: Bool
 
     /// Share of a 1 Gb/s link that is assumed before anything is measured.
     private static let assumedBytesPerNs = 0.125
-    /// Pages squeezed on trial to see whether the data compress at all.
-    private static let probePages = 4
     /// How much of the link's time may be in flight: long enough to keep it busy, short enough for a quick switch.
     private static let windowNs = 20_000_000.0
 
     init(
         index: Int, of count: Int, _ connection: consuming Connection, _ lanes: LaneQueue, _ counters: LaneCounters,
-        bytesPerS: Double?
+        _ options: FlowOptions
     ) {
         self.index = UInt16(index)
         self.lanes = lanes
         self.counters = counters
-        maySqueeze = connection.features.isSuperset(of: .all)
+        let features = connection.features
         sender = connection.sender
         receiver = connection.receiver
+        linesMayCome = features.contains(.lines)
+        encoder = LaneEncoder(
+            LaneShare(lane: index, lanes: count),
+            .init(
+                squeezes: features.isSuperset(of: [.lz4, .zstd]), lineBytes: linesMayCome ? options.lineBytes : nil,
+                tableBytesMax: options.lineTableBytesMax / count),
+            cpuNs: Instant.threadCPUNs)
         meter = LinkMeter(nowNs: Instant.now().ns, assumedBytesPerNs: Self.assumedBytesPerNs / Double(count))
-        pacer = Pacer(bytesPerS: bytesPerS.map { $0 / Double(count) })
+        pacer = Pacer(bytesPerS: options.bytesPerS.map { $0 / Double(count) })
     }
 
     /// Runs until the queue is closed and empty.
     mutating func run() throws(FabricError) {
-        while let item = lanes.queue.receive() {
+        while let item = try receive() {
             switch consume item {
             case .batch(var batch):
                 try send(&batch)
                 batch.reset()
                 _ = lanes.pool.send(batch)
             case .fence(let epoch):
-                try collectCredits()
+                try flush()
                 account(bytes: try sender.send(.fence, lane: index, epoch: epoch))
             }
             counters.cpuNs.set(Instant.threadCPUNs())
         }
+        try flush()
         try sender.send(.end, lane: index)
     }
 
-    private mutating func send(_ batch: inout Batch) throws(FabricError) {
-        let result = encode(&batch)
-        let length = FrameHeader.byteCount + result.headBytes + result.rawBytes
-        try collectCredits()
-        try waitForWindow(length)
-        let delayNs = pacer.delayNs(for: length, nowNs: Instant.now().ns)
-        if delayNs > 0 { pause(ms: Double(delayNs) / 1e6) }
+    /// The next item. Lines that wait for more of them go when nothing comes in time.
+    private mutating func receive() throws(FabricError) -> LaneItem? {
+        if let dueNs = encoder.dueNs {
+            let ms = max(0, Instant(ns: dueNs).ms(since: Instant.now()))
+            if !lanes.queue.isReady(withinMs: ms) { try flush() }
+        }
+        return lanes.queue.receive()
+    }
 
-        let before = Instant.now().ns
-        let sent = try Self.transmit(&sender, lane: index, encoder, batch, result)
-        let after = Instant.now().ns
-        // A send that takes much longer than copying into the socket has waited for the link.
-        if after - before > 1_000_000 { meter.waited(ns: after - before) }
-        if delayNs > 0 { meter.waited(ns: delayNs) }
-        meter.tick(nowNs: after)
-        sentBatches += 1
-        account(bytes: sent)
-        count(result)
+    private mutating func send(_ batch: inout Batch) throws(FabricError) {
+        while true {
+            try waitForRoom()
+            let nowNs = Instant.now().ns
+            guard let frame = encoder.next(&batch, linkBytesPerNs: meter.bytesPerNs, nowNs: nowNs) else { break }
+            switch frame {
+            case .pages(let result):
+                let startNs = try waitForLink(result.headBytes + result.rawBytes)
+                let bytes = try Self.transmit(
+                    &sender, .batch, lane: index, encoder.pages.head, result.headBytes, batch.data, result.rawBytes)
+                account(bytes: bytes, since: startNs)
+                count(result)
+            case .updates(let result):
+                try send(result)
+            }
+        }
+        countLines()
+    }
+
+    private mutating func flush() throws(FabricError) {
+        try waitForRoom()
+        if let result = encoder.flush(linkBytesPerNs: meter.bytesPerNs) { try send(result) }
+        countLines()
+    }
+
+    private mutating func send(_ result: UpdateEncoder.Result) throws(FabricError) {
+        let startNs = try waitForLink(result.byteCount)
+        let bytes = try Self.transmit(
+            &sender, .update, lane: index, encoder.updates.head, result.headBytes, encoder.updates.lines,
+            result.rawBytes)
+        account(bytes: bytes, since: startNs)
+        counters.lineBytes.add(bytes)
     }
 
     private static func transmit(
-        _ sender: inout FrameSender, lane: UInt16, _ encoder: borrowing BatchEncoder, _ batch: borrowing Batch,
-        _ result: BatchEncoder.Result
+        _ sender: inout FrameSender, _ kind: FrameKind, lane: UInt16, _ head: borrowing PageBuffer, _ headBytes: Int,
+        _ body: borrowing PageBuffer, _ bodyBytes: Int
     ) throws(FabricError) -> Int {
         try sender.send(
-            .batch, lane: lane, encoder.head.bytes.extracting(0..<result.headBytes),
-            batch.data.bytes.extracting(0..<result.rawBytes))
+            kind, lane: lane, head.bytes.extracting(0..<headBytes), body.bytes.extracting(0..<bodyBytes))
     }
 
-    private mutating func encode(_ batch: inout Batch) -> BatchEncoder.Result {
-        guard maySqueeze, batch.dataPages > 0 else { return encoder.encode(&batch, .raw) }
-        if chooser.wantsProbe() {
-            let bytes = min(batch.dataPages, Self.probePages) * Limits.pageBytes
-            let size = ZstdSqueezer.probe(batch.data.bytes.extracting(0..<bytes), scratch: &probeScratch)
-            chooser.probed(ratio: Double(size) / Double(bytes))
-        }
-        let choice = chooser.decide(linkBytesPerNs: meter.bytesPerNs)
-        guard choice != .raw else { return encoder.encode(&batch, .raw) }
-        let source = Double(batch.dataPages * Limits.pageBytes)
-        let startNs = Instant.threadCPUNs()
-        let result = encoder.encode(&batch, choice)
-        let nsPerByte = Double(Instant.threadCPUNs() - startNs) / source
-        let left = result.codec == .none ? 1 : Double(result.squeezedBytes) / source
-        chooser.measured(choice, nsPerByte: nsPerByte, ratio: left)
-        return result
+    /// Waits until another frame may be in flight.
+    private mutating func waitForRoom() throws(FabricError) {
+        try collectCredits()
+        while !encoder.flight.hasRoom { try waitForCredit() }
     }
 
-    private mutating func waitForWindow(_ length: Int) throws(FabricError) {
+    /// Waits until a payload of this length may go; returns the time.
+    private mutating func waitForLink(_ length: Int) throws(FabricError) -> UInt64 {
+        let length = FrameHeader.byteCount + length
+        try collectCredits()
         let window = UInt64(
             min(
                 max(meter.bytesPerNs * Self.windowNs, Double(Limits.windowBytesMin)),
                 Double(Limits.windowBytesMax)))
-        let before = Instant.now().ns
-        var waited = false
-        while sentBytes - creditedBytes > 0
-            && (sentBytes - creditedBytes + UInt64(length) > window
-                || sentBatches - creditedBatches >= Limits.batchesInFlight)
-        {
-            waited = true
-            guard let frame = try receiver.receive() else { throw .closed }
-            try credit(frame)
+        while sentBytes - creditedBytes > 0 && sentBytes - creditedBytes + UInt64(length) > window {
+            try waitForCredit()
         }
-        if waited { meter.waited(ns: Instant.now().ns - before) }
+        let delayNs = pacer.delayNs(for: length, nowNs: Instant.now().ns)
+        if delayNs > 0 {
+            pause(ms: Double(delayNs) / 1e6)
+            meter.waited(ns: delayNs)
+        }
+        return Instant.now().ns
+    }
+
+    private mutating func waitForCredit() throws(FabricError) {
+        let startNs = Instant.now().ns
+        guard let frame = try receiver.receive() else { throw .closed }
+        try take(frame)
+        meter.waited(ns: Instant.now().ns - startNs)
     }
 
     private mutating func collectCredits() throws(FabricError) {
-        while let frame = try receiver.receiveIfAny() { try credit(frame) }
+        while let frame = try receiver.receiveIfAny() { try take(frame) }
+    }
+
+    private mutating func take(_ frame: FrameHeader) throws(FabricError) {
+        switch frame.kind {
+        case .credit:
+            try credit(frame)
+        case .patchable where linesMayCome:
+            linesMayCome = false
+            do throws(FrameError) { encoder.mayPatch(try PatchablePayload.pages(receiver.payload)) } catch {
+                throw .frame(error)
+            }
+        default:
+            throw .frame(.unexpectedKind(frame.kind))
+        }
     }
 
     private mutating func credit(_ frame: FrameHeader) throws(FabricError) {
-        guard frame.kind == .credit else { throw .frame(.unexpectedKind(frame.kind)) }
         guard frame.length == 16 else { throw .frame(.wrongLength(kind: .credit, length: frame.length)) }
         let bytes = receiver.payload.littleEndian(at: 0, as: UInt64.self)
-        let batches = receiver.payload.littleEndian(at: 8, as: UInt64.self)
-        guard bytes >= creditedBytes, bytes <= sentBytes, batches >= creditedBatches, batches <= sentBatches else {
+        let frames = receiver.payload.littleEndian(at: 8, as: UInt64.self)
+        guard bytes >= creditedBytes, bytes <= sentBytes, encoder.confirm(upTo: frames) else {
             throw .frame(.badPayload(.credit, "\(bytes) bytes of \(sentBytes) sent"))
         }
         meter.credited(bytes - creditedBytes)
         creditedBytes = bytes
-        creditedBatches = batches
         counters.confirmedBytes.set(bytes)
         counters.linkBytesPerS.set(UInt64(meter.bytesPerNs * 1e9))
+    }
+
+    private mutating func account(bytes: Int, since startNs: UInt64) {
+        let nowNs = Instant.now().ns
+        // A send that takes much longer than copying into the socket has waited for the link.
+        if nowNs - startNs > 1_000_000 { meter.waited(ns: nowNs - startNs) }
+        meter.tick(nowNs: nowNs)
+        account(bytes: bytes)
     }
 
     private mutating func account(bytes: Int) {
@@ -190,5 +230,12 @@ struct SendLane: ~Copyable, Sendable {
             counters.zstdPages.add(result.squeezedPages)
             counters.zstdBytes.add(result.squeezedBytes)
         }
+    }
+
+    private func countLines() {
+        counters.samePages.set(UInt64(encoder.filtered.samePages))
+        counters.linePages.set(UInt64(encoder.filtered.linePages))
+        counters.changedLines.set(UInt64(encoder.filtered.lines))
+        counters.lineTableBytes.set(UInt64(encoder.tableBytes))
     }
 }

@@ -8,7 +8,7 @@ public enum Form: UInt8, Sendable, CaseIterable {
     case raw = 2
     /// Part of the batch's compressed body.
     case squeezed = 3
-    // 4 to 9 are kept for delta, changed lines, disk, snapshot and content references, and unused pages.
+    // 4 to 9 are kept for disk, snapshot and content references, and unused pages.
 }
 
 /// Consecutive pages in one form; never empty, never across two RAM blocks.
@@ -90,6 +90,45 @@ public struct Batch: ~Copyable, Sendable {
         return pages
     }
 
+    /// Takes pages of data out, closing the gaps. Bit n of `slots` is the nth page of data; the runs that are left must fit
+    /// into the batch's records: each page taken out of a run's middle makes one more.
+    public mutating func remove(slots: UInt64) {
+        if slots == 0 { return }
+        let old = records
+        let oldCount = recordCount
+        recordCount = 0
+        dataPages = 0
+        var slot = 0
+        for index in 0..<oldCount {
+            let record = old[index]
+            guard record.form != .zero else {
+                append(record)
+                continue
+            }
+            var run = PageRecord(first: record.first, count: 0, form: record.form)
+            for page in record.first..<record.first + PageNumber(record.count) {
+                defer { slot += 1 }
+                if slots & (1 << UInt64(slot)) != 0 {
+                    if run.count > 0 { append(run) }
+                    run = PageRecord(first: page + 1, count: 0, form: record.form)
+                    continue
+                }
+                if dataPages != slot {
+                    data.copyWithin(from: slot * Limits.pageBytes, to: dataPages * Limits.pageBytes, Limits.pageBytes)
+                }
+                dataPages += 1
+                run.count += 1
+            }
+            if run.count > 0 { append(run) }
+        }
+    }
+
+    private mutating func append(_ record: PageRecord) {
+        precondition(recordCount < Limits.batchRecords)
+        records[recordCount] = record
+        recordCount += 1
+    }
+
     @inline(__always)
     private mutating func extend(_ page: PageNumber, _ form: Form, _ startsBlock: Bool) {
         if recordCount > 0 && !startsBlock {
@@ -99,14 +138,6 @@ public struct Batch: ~Copyable, Sendable {
                 return
             }
         }
-        precondition(recordCount < Limits.batchRecords)
-        records[recordCount] = PageRecord(first: page, count: 1, form: form)
-        recordCount += 1
+        append(PageRecord(first: page, count: 1, form: form))
     }
 }
-
-/// Which lane a page travels on: always the same one, so that its versions stay in order.
-///
-/// Stripes of 64 pages keep runs together, and give every word of a ``PageSet`` to one lane.
-@inlinable
-public func laneIndex(of page: PageNumber, lanes: Int) -> Int { Int(page >> 6) % lanes }

@@ -21,4 +21,19 @@ public enum Limits {
     /// Bytes a lane may have in flight, whatever the link; see `LinkMeter`.
     public static let windowBytesMin = 512 << 10
     public static let windowBytesMax = 8 << 20
+    /// Runs of pages in frames that are not credited yet, per lane; half a MiB of memory.
+    public static let runsInFlight = 64 << 10
+    /// Changed lines travel together once so many bytes have gathered: large enough that a frame's head is nothing.
+    public static let updateBytes = 64 << 10
+    /// Pages in one update frame: its buffer full of single lines, and one batch on top.
+    public static let updatePages = updateBytes / lineBytesMin + batchPages
+    /// Bytes of lines in one update frame: its buffer, and a batch on top.
+    public static let updateBytesMax = updateBytes + batchPages * pageBytes
+    /// How long changed lines wait for more of them: nothing beside a round, much beside a batch.
+    public static let updateAgeMs = 10.0
+    /// Lines of a page: a mask has 32 bits.
+    public static let lineBytesMin = 128
+    public static let lineBytesMax = 2048
+    /// Ranges of pages that a receiver can patch. What is beyond them travels as whole pages.
+    public static let patchableRanges = 64
 }

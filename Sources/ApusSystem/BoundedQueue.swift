@@ -1,16 +1,13 @@
-internal import Glibc
-
 /// A bounded queue between threads for move-only values. Capacity is fixed at the start; nothing is allocated later.
 ///
 /// ```
 /// producer -- send (blocks while full) --> [ . . . ] -- receive (blocks while empty) --> consumer
 /// close(): send refuses, receive drains what is left and then gives nil
 /// ```
-// @unchecked: the ring is touched only while the pthread mutex is held.
+// @unchecked: the ring is touched only while the lock is held.
 @safe public final class BoundedQueue<Element: ~Copyable & Sendable>: @unchecked Sendable {
     private let ring: UnsafeMutablePointer<Element>
-    private let mutex: UnsafeMutablePointer<pthread_mutex_t>
-    private let changed: UnsafeMutablePointer<pthread_cond_t>
+    private let signal = ThreadSignal()
     private let capacity: Int
     private var head = 0
     private var count = 0
@@ -21,25 +18,17 @@ internal import Glibc
         precondition(capacity > 0)
         self.capacity = capacity
         unsafe ring = .allocate(capacity: capacity)
-        unsafe mutex = .allocate(capacity: 1)
-        unsafe changed = .allocate(capacity: 1)
-        unsafe pthread_mutex_init(mutex, nil)
-        unsafe pthread_cond_init(changed, nil)
     }
 
     deinit {
         for i in 0..<count { unsafe (ring + (head + i) % capacity).deinitialize(count: 1) }
         unsafe ring.deallocate()
-        unsafe pthread_cond_destroy(changed)
-        unsafe pthread_mutex_destroy(mutex)
-        unsafe changed.deallocate()
-        unsafe mutex.deallocate()
     }
 
     /// Blocks while the queue is full. Gives the element back when the queue is closed.
     public func send(_ element: consuming Element) -> Element? {
-        unsafe pthread_mutex_lock(mutex)
-        defer { unsafe pthread_mutex_unlock(mutex) }
+        signal.lock()
+        defer { signal.unlock() }
         while count == capacity && !closed { sleep() }
         if closed { return element }
         unsafe (ring + (head + count) % capacity).initialize(to: element)
@@ -50,29 +39,42 @@ internal import Glibc
 
     /// Blocks while the queue is empty; nil once it is closed and drained.
     public func receive() -> Element? {
-        unsafe pthread_mutex_lock(mutex)
-        defer { unsafe pthread_mutex_unlock(mutex) }
+        signal.lock()
+        defer { signal.unlock() }
         while count == 0 && !closed { sleep() }
         return take()
     }
 
+    /// Waits until ``receive()`` would not block, for at most `ms`; false when it still would. For the only consumer.
+    public func isReady(withinMs ms: Double) -> Bool {
+        signal.lock()
+        defer { signal.unlock() }
+        let deadline = Instant.now().adding(ms: ms)
+        while count == 0 && !closed {
+            waiters += 1
+            defer { waiters -= 1 }
+            if !signal.wait(until: deadline) { break }
+        }
+        return count > 0 || closed
+    }
+
     /// Nil when nothing is waiting.
     public func receiveIfAny() -> Element? {
-        unsafe pthread_mutex_lock(mutex)
-        defer { unsafe pthread_mutex_unlock(mutex) }
+        signal.lock()
+        defer { signal.unlock() }
         return take()
     }
 
     public func close() {
-        unsafe pthread_mutex_lock(mutex)
+        signal.lock()
         closed = true
-        unsafe pthread_cond_broadcast(changed)
-        unsafe pthread_mutex_unlock(mutex)
+        signal.broadcast()
+        signal.unlock()
     }
 
     public var depth: Int {
-        unsafe pthread_mutex_lock(mutex)
-        defer { unsafe pthread_mutex_unlock(mutex) }
+        signal.lock()
+        defer { signal.unlock() }
         return count
     }
 
@@ -87,10 +89,10 @@ internal import Glibc
 
     private func sleep() {
         waiters += 1
-        unsafe pthread_cond_wait(changed, mutex)
+        signal.wait()
         waiters -= 1
     }
 
     // One condition serves producers and consumers: broadcast, but only when somebody sleeps.
-    private func wake() { if waiters > 0 { unsafe pthread_cond_broadcast(changed) } }
+    private func wake() { if waiters > 0 { signal.broadcast() } }
 }

@@ -50,6 +50,21 @@ internal import Glibc
         }
     }
 
+    /// Overwrites the lines of the page at `offset` that `mask` names, lowest bit first, with `source`, which holds just
+    /// these lines.
+    public func patch(_ source: RawSpan, at offset: UInt64, _ mask: UInt32, lineBytes: Int) {
+        check(offset, (UInt32.bitWidth - mask.leadingZeroBitCount) * lineBytes)
+        unsafe source.withUnsafeBytes { bytes in
+            guard let from = bytes.baseAddress else { return }
+            var done = 0
+            mask.eachRun { first, count in
+                precondition((done + count) * lineBytes <= bytes.count)
+                unsafe memcpy(base + Int(offset) + first * lineBytes, from + done * lineBytes, count * lineBytes)
+                done += count
+            }
+        }
+    }
+
     /// Fills a range with zeros.
     public func zero(at offset: UInt64, byteCount: Int) {
         check(offset, byteCount)
@@ -121,6 +136,33 @@ public struct ProcessWindow: Sendable {
         precondition(bufferOffset >= 0 && byteCount <= buffer.byteCount - bufferOffset)
         let part = unsafe UnsafeMutableRawBufferPointer(start: buffer.base + bufferOffset, count: byteCount)
         try unsafe transfer("process_vm_readv", part, offset) { unsafe capus_process_vm_readv(pid, $0, $1) }
+    }
+
+    /// As ``GuestWindow/patch(_:at:_:lineBytes:)``, in one system call.
+    public func patch(_ source: RawSpan, at offset: UInt64, _ mask: UInt32, lineBytes: Int) throws(SystemError) {
+        check(offset, (UInt32.bitWidth - mask.leadingZeroBitCount) * lineBytes)
+        precondition(source.byteCount == mask.nonzeroBitCount * lineBytes)
+        // Every second of 32 lines: no mask has more runs.
+        var pieces = unsafe InlineArray<16, iovec>(repeating: iovec())
+        var count = 0
+        mask.eachRun { first, lines in
+            unsafe pieces[count] = iovec(
+                iov_base: UnsafeMutableRawPointer(bitPattern: UInt(address + offset) + UInt(first * lineBytes)),
+                iov_len: lines * lineBytes)
+            count += 1
+        }
+        let written = try retrying("process_vm_writev") {
+            unsafe source.withUnsafeBytes { bytes in
+                var mine = unsafe iovec(
+                    iov_base: UnsafeMutableRawPointer(mutating: bytes.baseAddress), iov_len: bytes.count)
+                return unsafe pieces.span.withUnsafeBufferPointer { theirs in
+                    guard let first = theirs.baseAddress else { return 0 }
+                    return unsafe capus_process_vm_scatter(pid, &mine, first, count)
+                }
+            }
+        }
+        // The kernel stops early only where a page is not mapped.
+        guard written == source.byteCount else { throw SystemError("process_vm_writev", code: EFAULT) }
     }
 
     /// Makes a range read as zero. What is zero already is not written, so memory that was never used stays unused.

@@ -56,3 +56,17 @@ extension MutableSpan where Element == UInt8 {
         @_lifetime(&self) mutating get { unsafe mutableBytes }
     }
 }
+
+extension UInt32 {
+    /// Calls `body` with first bit and length of each run of set bits, lowest first.
+    @inlinable @inline(__always)
+    public func eachRun(_ body: (_ first: Int, _ count: Int) -> Void) {
+        var left = UInt64(self)
+        while left != 0 {
+            let first = left.trailingZeroBitCount
+            let count = (~(left >> UInt64(first))).trailingZeroBitCount
+            body(first, count)
+            left &= ~(((1 << UInt64(count)) - 1) << UInt64(first))
+        }
+    }
+}

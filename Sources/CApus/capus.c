@@ -10,6 +10,10 @@ ssize_t capus_process_vm_writev(pid_t pid, const struct iovec *local, const stru
     return process_vm_writev(pid, local, 1, remote, 1, 0);
 }
 
+ssize_t capus_process_vm_scatter(pid_t pid, const struct iovec *local, const struct iovec *remote, size_t count) {
+    return process_vm_writev(pid, local, 1, remote, count, 0);
+}
+
 int capus_accept(int fd) { return accept4(fd, NULL, NULL, SOCK_CLOEXEC); }
 
 off_t capus_seek_data(int fd, off_t from) { return lseek(fd, from, SEEK_DATA); }
@@ -18,4 +22,9 @@ off_t capus_seek_hole(int fd, off_t from) { return lseek(fd, from, SEEK_HOLE); }
 int capus_memory_file(void) { return memfd_create("apus", MFD_CLOEXEC); }
 int capus_punch(int fd, off_t from, off_t length) {
     return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, from, length);
+}
+
+void *capus_grow(void *old, size_t old_count, size_t new_count) {
+    if (old) return mremap(old, old_count, new_count, MREMAP_MAYMOVE);
+    return mmap(NULL, new_count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }

@@ -37,6 +37,20 @@ struct Image: PageInstaller {
             pages[first + PageNumber(page)] = bytes.extracting(page * 4096..<(page + 1) * 4096).bytesCopied
         }
     }
+    var patchable: PageRanges {
+        var ranges = PageRanges()
+        ranges.append(0..<layout.blocks[1].firstPage)
+        return ranges
+    }
+    mutating func patch(_ page: PageNumber, mask: UInt32, lineBytes: Int, _ bytes: RawSpan) throws(PayloadError) {
+        guard var old = pages[page] else { throw .install("page \(page) was never installed") }
+        var from = 0
+        for line in 0..<4096 / lineBytes where mask & (1 << UInt32(line)) != 0 {
+            for index in 0..<lineBytes { old[line * lineBytes + index] = bytes.byte(at: from + index) }
+            from += lineBytes
+        }
+        pages[page] = old
+    }
 }
 
 func payload(_ encoder: inout BatchEncoder, _ batch: inout Batch, _ choice: CodecChoice) -> [UInt8] {
@@ -55,7 +69,8 @@ let layout: Layout = {
     func everyMixtureArrives(seed: UInt64) throws {
         var random = SeededGenerator(seed: seed)
         var encoder = BatchEncoder()
-        var decoder = BatchDecoder(layout: layout, lane: 0, lanes: 1)
+        var decoder = BatchDecoder(layout: layout, LaneShare(lane: 0, lanes: 1))
+        var replica = ReplicaMap(LaneShare(lane: 0, lanes: 1))
         for round in 0..<12 {
             var batch = Batch()
             var sent: [PageNumber: [UInt8]] = [:]
@@ -76,7 +91,7 @@ let layout: Layout = {
             let choices: [CodecChoice] = [.raw, .lz4, .zstd(level: 1), .zstd(level: 3)]
             let bytes = payload(&encoder, &batch, choices[Int(random.next() % 4)])
             var image = Image()
-            _ = try decoder.decode(bytes.rawBytes, into: &image)
+            _ = try decoder.decode(bytes.rawBytes, &replica, into: &image)
             #expect(image.pages == sent, "seed \(seed), round \(round)")
         }
     }
@@ -110,7 +125,8 @@ let layout: Layout = {
     @Test func theStreamSurvivesAFallBack() throws {
         var random = SeededGenerator(seed: 10)
         var encoder = BatchEncoder()
-        var decoder = BatchDecoder(layout: layout, lane: 0, lanes: 1)
+        var decoder = BatchDecoder(layout: layout, LaneShare(lane: 0, lanes: 1))
+        var replica = ReplicaMap(LaneShare(lane: 0, lanes: 1))
         for kind in [PageKind.text, .random, .text, .text] {
             var batch = Batch()
             var sent: [PageNumber: [UInt8]] = [:]
@@ -120,7 +136,7 @@ let layout: Layout = {
                 sent[page] = bytes
             }
             var image = Image()
-            _ = try decoder.decode(payload(&encoder, &batch, .zstd(level: 1)).rawBytes, into: &image)
+            _ = try decoder.decode(payload(&encoder, &batch, .zstd(level: 1)).rawBytes, &replica, into: &image)
             #expect(image.pages == sent)
         }
     }
@@ -144,9 +160,10 @@ let layout: Layout = {
 
 @Suite struct HostilePayloadTests {
     private func decode(_ bytes: [UInt8], lane: Int = 0, lanes: Int = 1) throws(PayloadError) -> Int {
-        var decoder = BatchDecoder(layout: layout, lane: lane, lanes: lanes)
+        var decoder = BatchDecoder(layout: layout, LaneShare(lane: lane, lanes: lanes))
+        var replica = ReplicaMap(LaneShare(lane: lane, lanes: lanes))
         var image = Image()
-        _ = try decoder.decode(bytes.rawBytes, into: &image)
+        _ = try decoder.decode(bytes.rawBytes, &replica, into: &image)
         return image.pages.count
     }
 

@@ -175,6 +175,8 @@ extension OutgoingMigration {
             FormCount(form: "raw", pages: sample.rawPages, wireBytes: sample.rawPages * 4096),
             FormCount(form: "lz4", pages: sample.lz4Pages, wireBytes: sample.lz4Bytes),
             FormCount(form: "zstd", pages: sample.zstdPages, wireBytes: sample.zstdBytes),
+            FormCount(form: "lines", pages: sample.linePages, wireBytes: sample.lineBytes),
+            FormCount(form: "same", pages: sample.samePages, wireBytes: 0),
         ].filter { $0.pages > 0 }
         summary.installed = marks.installed
         summary.sourceCPUS = Double(Instant.processCPUNs() - startCPUNs) / 1e9

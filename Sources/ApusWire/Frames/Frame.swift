@@ -26,6 +26,10 @@ public enum FrameKind: UInt8, Sendable, CaseIterable {
     case want = 11
     /// The sender of a lane has nothing more to say. No payload.
     case end = 12
+    /// Changed lines of pages: `UpdatePayload`. Lanes only, and only for pages that `patchable` has named.
+    case update = 13
+    /// Receiver to sender of a lane, once: the pages that updates may name, ``PatchablePayload``.
+    case patchable = 14
     /// A stream frame in small: u32 bytes of the stream, then an LZ4 block. With feature `lz4` only.
     case squeezedStream = 15
 }
@@ -92,6 +96,8 @@ public struct FrameHeader: Equatable, Sendable {
         case .fence, .end: 0
         case .credit: 16
         case .want: 4096
+        case .update: BatchLimits.updateBytesMax
+        case .patchable: PatchablePayload.bytesMax
         }
     }
 

@@ -4,6 +4,7 @@ internal import ApusSystem
 
 public enum BatchLimits {
     public static let payloadBytesMax = BatchPayload.bytesMax
+    public static let updateBytesMax = UpdatePayload.bytesMax
 }
 
 /// What both sides can do, as bits. A sender uses only what both have.
@@ -12,7 +13,9 @@ public struct Features: OptionSet, Sendable {
     public init(rawValue: UInt64) { self.rawValue = rawValue }
     public static let lz4 = Features(rawValue: 1 << 0)
     public static let zstd = Features(rawValue: 1 << 1)
-    public static let all: Features = [.lz4, .zstd]
+    /// Changed lines instead of whole pages.
+    public static let lines = Features(rawValue: 1 << 2)
+    public static let all: Features = [.lz4, .zstd, .lines]
 }
 
 /// What a connection is for. Zero is no role.
@@ -189,6 +192,38 @@ public enum LayoutPayload {
         }
         guard at == payload.byteCount else { throw .badPayload(.layout, "longer than its blocks") }
         do throws(LayoutError) { return try Layout(blocks) } catch { throw .badPayload(.layout, "\(error)") }
+    }
+}
+
+/// Pages of which a receiver can change a part: u16 count, then per range u32 first page, u32 pages.
+public enum PatchablePayload {
+    public static let bytesMax = 2 + Limits.patchableRanges * 8
+
+    public static func bytes(_ pages: PageRanges) -> [UInt8] {
+        var writer = ByteWriter()
+        writer.put(UInt16(pages.ranges.count))
+        for range in pages.ranges {
+            writer.put(range.lowerBound)
+            writer.put(UInt32(range.count))
+        }
+        return writer.bytes
+    }
+
+    public static func pages(_ payload: RawSpan) throws(FrameError) -> PageRanges {
+        guard payload.byteCount >= 2 else { throw .wrongLength(kind: .patchable, length: payload.byteCount) }
+        let count = Int(payload.littleEndian(at: 0, as: UInt16.self))
+        guard payload.byteCount == 2 + count * 8 else {
+            throw .wrongLength(kind: .patchable, length: payload.byteCount)
+        }
+        var pages = PageRanges()
+        for index in 0..<count {
+            let first = payload.littleEndian(at: 2 + index * 8, as: UInt32.self)
+            let (end, overflows) = first.addingReportingOverflow(payload.littleEndian(at: 6 + index * 8))
+            guard !overflows, first < end, pages.append(first..<end) else {
+                throw .badPayload(.patchable, "range \(index) is empty, overlaps, or is one too many")
+            }
+        }
+        return pages
     }
 }
 

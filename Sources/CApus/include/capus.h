@@ -15,8 +15,12 @@ static inline int capus_fcntl(int fd, int command, int value) { return fcntl(fd,
 // Behind _GNU_SOURCE, which the Swift overlay is built without.
 int capus_accept(int fd);
 int capus_memory_file(void);
+// Private memory, zeros where it is new, at its old or a new address; MAP_FAILED when the kernel has no room.
+void *capus_grow(void *old, size_t old_count, size_t new_count);
 ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struct iovec *remote);
 ssize_t capus_process_vm_writev(pid_t pid, const struct iovec *local, const struct iovec *remote);
+// One local piece to several remote ones.
+ssize_t capus_process_vm_scatter(pid_t pid, const struct iovec *local, const struct iovec *remote, size_t count);
 off_t capus_seek_data(int fd, off_t from);
 off_t capus_seek_hole(int fd, off_t from);
 int capus_punch(int fd, off_t from, off_t length);
