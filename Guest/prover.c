@@ -9,11 +9,16 @@
 //            <------- hot: rewritten ------->|<- written once ->
 //   page     word 0: number | word 1: version | words 2..511: word_of(number, version, index)
 //
+// Pattern `few` changes some words of a page, one in each of prove.lines lines of 64 bytes, and keeps no version in it:
+// exactly so many lines change. Pattern `redis` has its pages, of prove.value bytes each, in Debian's redis-server in
+// the same guest: what is proved there is the memory of a program that knows nothing of all this.
+//
 // Lines on the serial console, each written by one write(2):
 //   R pattern=… region=… hot=… rate=… seed=… disk=…         the region is filled; proving begins
-//   T <sequence> <monotonic ns> <page writes so far>        every prove.tick milliseconds, from a thread of its own
+//   T <sequence> <monotonic ns> <work so far>               every prove.tick milliseconds, from a thread of its own
 //   V <pass> ok|BAD <pages checked> <page writes so far>    every page has been compared once more
 //   BAD page=… word=… want=… got=… version=… inpage=…       at most MAX_BAD lines a pass
+// Work is page writes; with `redis` it is answered requests, one in SET_EVERY of them a write.
 //
 // Parameters come from the kernel command line; see parameters() for names and defaults.
 #define _GNU_SOURCE
@@ -35,31 +40,37 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "prover.h"
+
 enum { PAGE = 4096, WORDS = PAGE / 8, LINE_WORDS = 8, MAX_BAD = 16, VOCABULARY = 64 };
+enum { BURST = 32, CHECK_SLICE = 16, SET_EVERY = 10 };  // done at once: writes, and checks, never more; redis: reads and writes
 #define MS 1000000ull
 
-enum pattern { INCOMPRESSIBLE, COMPRESSIBLE, FEW, READMOSTLY, IDLE };
-static const char *const pattern_names[] = {"incompressible", "compressible", "few", "readmostly", "idle"};
+enum pattern { INCOMPRESSIBLE, COMPRESSIBLE, FEW, READMOSTLY, IDLE, REDIS };
+static const char *const pattern_names[] = {"incompressible", "compressible", "few", "readmostly", "idle", "redis"};
 
 static struct {
     enum pattern pattern;
     uint64_t region, hot;  // bytes
-    uint64_t rate;         // page writes per second, 0: as fast as it can
+    uint64_t rate;         // page writes (redis: requests) per second, 0: as fast as it can
     uint64_t seed;
     uint64_t tick_ms;
     uint64_t lines;        // `few`: 64-byte lines in which a write changes one word
     uint64_t share;        // per cent of the CPU that checking may take; 0: what suits the pattern
     uint64_t zero;         // per mille of the versions that are an all-zero page
+    uint64_t value;        // `redis`: bytes of a page, that is of a value
     char disk[128];        // block device read into the page cache and proved with the rest
 } prove;
 
 static uint64_t (*pages)[WORDS];
 static uint32_t *version_of;  // page -> version
 static uint64_t page_count, hot_count;
+static unsigned page_words = WORDS;  // `redis`: of a value
 static const uint8_t *disk;
 static uint64_t *disk_hash;  // page of the disk -> hash at first reading
 static uint64_t disk_pages;
-static uint64_t writes;  // written by the main thread, read by the ticker
+static uint64_t writes;
+static uint64_t work_done;  // written by the main thread, read by the ticker
 static uint64_t vocabulary[VOCABULARY];
 static int console;
 static pthread_mutex_t console_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -70,8 +81,7 @@ static uint64_t now(void) {
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
-static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static void say(const char *format, ...) {
+void say(const char *format, ...) {
     char line[256];
     va_list arguments;
     va_start(arguments, format);
@@ -87,7 +97,7 @@ static void say(const char *format, ...) {
     pthread_mutex_unlock(&console_lock);
 }
 
-static void die(const char *what) {
+void die(const char *what) {
     say("BAD prover: %s: %s\n", what, strerror(errno));
     exit(1);
 }
@@ -116,18 +126,16 @@ static inline bool is_zero(uint64_t page, uint64_t version) {
 }
 
 // `few`: write w changes words number c = w*lines .. w*lines+lines-1, where word number c is
-// line 1 + c % 63, place c / 63 % 8; so the words 8..511 change in turn, one per line.
-enum { FEW_LINES = WORDS / LINE_WORDS - 1, FEW_PERIOD = FEW_LINES * LINE_WORDS };
+// line c % 64, place c / 64 % 8; so all words of the page change in turn, one per line.
+enum { FEW_LINES = WORDS / LINE_WORDS, FEW_PERIOD = WORDS };
 
-static inline uint64_t few_index(uint64_t c) {
-    return LINE_WORDS + c % FEW_LINES * LINE_WORDS + c / FEW_LINES % LINE_WORDS;
-}
+static inline uint64_t few_index(uint64_t c) { return c % FEW_LINES * LINE_WORDS + c / FEW_LINES % LINE_WORDS; }
 
 static inline uint64_t few_word(uint64_t page, uint64_t c) { return mix(start_of(page, ~0ull) + c); }
 
 // The number c with which word `index` was changed last, or 0 if it holds its first content.
 static inline uint64_t few_last(uint64_t index, uint64_t version) {
-    uint64_t phase = index % LINE_WORDS * FEW_LINES + (index / LINE_WORDS - 1);
+    uint64_t phase = index % LINE_WORDS * FEW_LINES + index / LINE_WORDS;
     uint64_t end = version * prove.lines + prove.lines - 1;
     if (end < phase) return 0;
     uint64_t c = end - (end - phase) % FEW_PERIOD;
@@ -144,19 +152,19 @@ static inline uint64_t text_word(uint64_t random, uint64_t index) {
 // The whole function, into `out`. The check compares with this, the writer copies it; both use the one definition.
 static void content(uint64_t page, uint64_t version, uint64_t *out) {
     if (is_zero(page, version)) {
-        memset(out, 0, PAGE);
+        memset(out, 0, page_words * sizeof *out);
         return;
     }
     bool few = prove.pattern == FEW;
-    uint64_t state = start_of(page, few ? 0 : version);
-    out[0] = page, out[1] = version;
-    if (prove.pattern == COMPRESSIBLE) {
-        for (uint64_t i = 2; i < WORDS; i++) out[i] = text_word(next(&state), i);
+    uint64_t first = few ? 0 : version, state = start_of(page, first);
+    out[0] = page, out[1] = first;
+    if (prove.pattern == COMPRESSIBLE || prove.pattern == REDIS) {
+        for (uint64_t i = 2; i < page_words; i++) out[i] = text_word(next(&state), i);
     } else {
-        for (uint64_t i = 2; i < WORDS; i++) out[i] = next(&state);
+        for (uint64_t i = 2; i < page_words; i++) out[i] = next(&state);
     }
     if (few) {
-        for (uint64_t i = LINE_WORDS; i < WORDS; i++) {
+        for (uint64_t i = 0; i < WORDS; i++) {
             uint64_t c = few_last(i, version);
             if (c) out[i] = few_word(page, c);
         }
@@ -172,37 +180,89 @@ static void write_page(uint64_t page) {
         for (uint64_t c = version * prove.lines; c < (version + 1) * prove.lines; c++) {
             pages[page][few_index(c)] = few_word(page, c);
         }
-        pages[page][1] = version;
     } else {
         content(page, version, pages[page]);
     }
-    __atomic_store_n(&writes, writes + 1, __ATOMIC_RELAXED);
+    writes++;
 }
 
 static uint64_t random_state;
 static uint64_t random_hot_page(void) { return (next(&random_state) >> 16) % hot_count; }
 
+static void work_is_done(uint64_t amount) { __atomic_store_n(&work_done, work_done + amount, __ATOMIC_RELAXED); }
+
 // ---- Checking -----------------------------------------------------------------------------------------------------
 
 static uint64_t pass = 1, checked, cursor, bad_pages;
 
-static void report(uint64_t page, uint64_t word, uint64_t want) {
-    if (bad_pages++ >= MAX_BAD) return;
-    say("BAD page=%llu word=%llu want=%llx got=%llx version=%u inpage=%llu\n", (unsigned long long)page,
-        (unsigned long long)word, (unsigned long long)want, (unsigned long long)pages[page][word], version_of[page],
-        (unsigned long long)pages[page][1]);
+static void check_words(uint64_t page, uint32_t version, const uint64_t *got) {
+    static uint64_t want[WORDS];
+    content(page, version, want);
+    for (uint64_t i = 0; i < page_words; i++) {
+        if (got[i] == want[i]) continue;
+        if (bad_pages++ < MAX_BAD) {
+            say("BAD page=%llu word=%llu want=%llx got=%llx version=%u inpage=%llu\n", (unsigned long long)page,
+                (unsigned long long)i, (unsigned long long)want[i], (unsigned long long)got[i], version,
+                (unsigned long long)got[1]);
+        }
+        return;
+    }
 }
 
-static void check_page(uint64_t page) {
-    static uint64_t want[WORDS];
-    content(page, version_of[page], want);
-    const uint64_t *got = pages[page];
-    for (uint64_t i = 0; i < WORDS; i++) {
-        if (got[i] != want[i]) {
-            report(page, i, want[i]);
-            return;
+// ---- Pages that a server keeps --------------------------------------------------------------------------------------
+
+// Requests of one burst and what their answers must be. They travel together and are answered in order, so a GET after
+// a SET of the same page finds the new version.
+static struct request {
+    uint64_t page;
+    uint32_t version;
+    bool set;
+} burst[BURST];
+static unsigned burst_length;
+
+static void ask(uint64_t page, bool set) {
+    static uint64_t value[WORDS];
+    burst[burst_length++] = (struct request){page, version_of[page], set};
+    if (!set) return redis_get(page);
+    content(page, version_of[page], value);
+    redis_set(page, value, prove.value);
+}
+
+static void hear(void) {
+    static uint64_t value[WORDS];
+    redis_send();
+    for (unsigned i = 0; i < burst_length; i++) {
+        if (burst[i].set) {
+            redis_stored();
+        } else if (redis_value(value, prove.value)) {
+            check_words(burst[i].page, burst[i].version, value);
+        } else if (bad_pages++ < MAX_BAD) {
+            say("BAD page=%llu is not in the server\n", (unsigned long long)burst[i].page);
         }
     }
+    burst_length = 0;
+}
+
+static void serve(uint64_t requests) {
+    static uint64_t turn;
+    for (uint64_t i = 0; i < requests; i++) {
+        uint64_t page = random_hot_page();
+        bool set = turn++ % SET_EVERY == 0;
+        if (set) version_of[page]++, writes++;
+        ask(page, set);
+    }
+    hear();
+}
+
+static void check_pages(uint64_t first, uint64_t count) {
+    for (uint64_t page = first; page < first + count; page++) {
+        if (prove.pattern == REDIS) {
+            ask(page, false);
+        } else {
+            check_words(page, version_of[page], pages[page]);
+        }
+    }
+    hear();
 }
 
 static uint64_t hash_of(const uint8_t *page) {
@@ -228,20 +288,20 @@ static void check_table(void) {
     say("BAD table sum=%llu writes=%llu\n", (unsigned long long)sum, (unsigned long long)writes);
 }
 
-static void check_some(unsigned count) {
-    for (; count; count--) {
-        if (cursor < page_count) {
-            check_page(cursor);
-        } else {
-            check_disk_page(cursor - page_count);
-        }
-        checked++;
-        if (++cursor < page_count + disk_pages) continue;
-        check_table();
-        say("V %llu %s %llu %llu\n", (unsigned long long)pass, bad_pages ? "BAD" : "ok", (unsigned long long)checked,
-            (unsigned long long)writes);
-        pass++, cursor = 0, checked = 0, bad_pages = 0;
+static void check_some(void) {
+    uint64_t end = cursor < page_count ? page_count : page_count + disk_pages;
+    uint64_t count = end - cursor < CHECK_SLICE ? end - cursor : CHECK_SLICE;
+    if (cursor < page_count) {
+        check_pages(cursor, count);
+    } else {
+        for (uint64_t i = 0; i < count; i++) check_disk_page(cursor - page_count + i);
     }
+    checked += count, cursor += count;
+    if (cursor < page_count + disk_pages) return;
+    check_table();
+    say("V %llu %s %llu %llu\n", (unsigned long long)pass, bad_pages ? "BAD" : "ok", (unsigned long long)checked,
+        (unsigned long long)writes);
+    pass++, cursor = 0, checked = 0, bad_pages = 0;
 }
 
 // ---- The two threads ----------------------------------------------------------------------------------------------
@@ -253,7 +313,7 @@ static void *ticker(void *unused) {
     uint64_t due = now();
     for (uint64_t sequence = 1;; sequence++) {
         say("T %llu %llu %llu\n", (unsigned long long)sequence, (unsigned long long)now(),
-            (unsigned long long)__atomic_load_n(&writes, __ATOMIC_RELAXED));
+            (unsigned long long)__atomic_load_n(&work_done, __ATOMIC_RELAXED));
         due += prove.tick_ms * MS;
         uint64_t at = now();
         if (due < at) due = at;  // after a delay the ticks go on at their pace; they do not catch up
@@ -269,22 +329,27 @@ static void work(void) {
     uint64_t started = now(), written_until = started, check_spent = 0;
     for (;;) {
         uint64_t at = now();
-        uint64_t owed = writing ? 32 : 0;
+        uint64_t owed = writing ? BURST : 0;
         if (writing && prove.rate) {
             uint64_t period = 1000000000ull / prove.rate;
             // Rather write less than asked than in bursts: at most 20 ms are made up for.
             if (at > written_until + 20 * MS) written_until = at - 20 * MS;
             owed = (at - written_until) / period;
-            if (owed > 32) owed = 32;
+            if (owed > BURST) owed = BURST;
             written_until += owed * period;
         }
-        for (uint64_t i = 0; i < owed; i++) write_page(random_hot_page());
+        if (prove.pattern == REDIS) {
+            serve(owed);
+        } else {
+            for (uint64_t i = 0; i < owed; i++) write_page(random_hot_page());
+        }
+        work_is_done(owed);
         uint64_t before = now(), allowed = (before - started) / 100 * prove.share;
         if (allowed > check_spent) {
             if (allowed > check_spent + 20 * MS) check_spent = allowed - 20 * MS;
-            check_some(16);
+            check_some();
             check_spent += now() - before;
-        } else if (owed < 32) {
+        } else if (owed < BURST) {
             struct timespec nap = {.tv_nsec = 1 * MS};
             nanosleep(&nap, NULL);
         }
@@ -317,7 +382,8 @@ static void parameter(const char *name, const char *value) {
     }
     const struct { const char *name; uint64_t *place; } numbers[] = {
         {"region", &prove.region}, {"hot", &prove.hot},     {"rate", &prove.rate},   {"seed", &prove.seed},
-        {"tick", &prove.tick_ms},  {"lines", &prove.lines}, {"share", &prove.share}, {"zero", &prove.zero}};
+        {"tick", &prove.tick_ms},  {"lines", &prove.lines}, {"share", &prove.share}, {"zero", &prove.zero},
+        {"value", &prove.value}};
     for (unsigned i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (!strcmp(name, numbers[i].name)) {
             *numbers[i].place = number(value);
@@ -334,7 +400,7 @@ static void parameter(const char *name, const char *value) {
 
 static void parameters(void) {
     prove.pattern = IDLE, prove.region = 64 << 20, prove.hot = ~0ull, prove.rate = 1000, prove.seed = 1;
-    prove.tick_ms = 5, prove.lines = 1, prove.share = 0, prove.zero = 10;
+    prove.tick_ms = 5, prove.lines = 1, prove.share = 0, prove.zero = 10, prove.value = 1024;
     static char line[4096];
     int file = open("/proc/cmdline", O_RDONLY);
     if (file < 0 || read(file, line, sizeof line - 1) <= 0) die("/proc/cmdline");
@@ -346,7 +412,10 @@ static void parameters(void) {
         parameter(word + 6, equals + 1);
     }
     if (prove.hot > prove.region) prove.hot = prove.region;
-    if (!prove.lines || prove.lines > FEW_LINES) prove.lines = 1;
+    if (!prove.lines || prove.lines > FEW_LINES || prove.value < 16 || prove.value > PAGE || prove.value % 8) {
+        say("BAD prover: lines must be 1 to %d, value 16 to %d and a multiple of 8\n", FEW_LINES, PAGE);
+        exit(1);
+    }
     // An idle guest should look idle; a reader reads.
     uint64_t share = prove.pattern == IDLE ? 10 : prove.pattern == READMOSTLY ? 60 : 20;
     if (prove.share < 1 || prove.share > 100) prove.share = share;
@@ -385,11 +454,22 @@ static void fill(void) {
         for (unsigned k = 0; k < 8; k++) token = token << 8 | ('a' + (letters >> 8 * k & 0xff) % 26);
         vocabulary[i] = (token & ~0xffull) | ' ';
     }
-    page_count = prove.region / PAGE, hot_count = prove.hot / PAGE;
+    uint64_t bytes = prove.pattern == REDIS ? prove.value : PAGE;
+    page_words = (unsigned)bytes / 8;
+    page_count = prove.region / bytes, hot_count = prove.hot / bytes;
     random_state = mix(prove.seed);
-    pages = mmap(NULL, page_count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     version_of = calloc(page_count, sizeof *version_of);
-    if (pages == MAP_FAILED || !version_of) die("memory for the region");
+    if (!version_of) die("memory for the versions");
+    if (prove.pattern == REDIS) {
+        redis_start();
+        for (uint64_t i = 0; i < page_count; i++) {
+            ask(i, true);
+            if (burst_length == BURST || i + 1 == page_count) hear();
+        }
+        return;
+    }
+    pages = mmap(NULL, page_count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) die("memory for the region");
     for (uint64_t i = 0; i < page_count; i++) content(i, 0, pages[i]);
 }
 

@@ -21,6 +21,8 @@ public struct Agent: Sendable {
         let run = try lab.makeFolder("\(name)/run")
         let state = try lab.makeFolder("\(name)/state")
         let endpoint = "\(host.address):\(port)"
+        let config = lab.path("\(name)/agent.yaml")
+        if let text = peer.configuration { try text.write(toFile: config, atomically: true, encoding: .utf8) }
         let variables = environment.map { "\($0.key)=\($0.value)" }.sorted()
         let process = try await lab.start(
             "agent-\(name)",
@@ -28,7 +30,7 @@ public struct Agent: Sendable {
                 (variables.isEmpty ? [] : ["env"] + variables) + [
                     peer.program, "agent", "--state", state, "--run", run, "--listen", endpoint, "--insecure",
                     "--log-format", "json", "--log-level", lab.keepsLogs ? "debug" : "info",
-                ]))
+                ] + (peer.configuration == nil ? [] : ["--config", config])))
         let agent = Agent(process: process, endpoint: endpoint, name: name, program: peer.program, run: run)
         try await wait(for: "the agent \(name) to answer", seconds: 20, every: .milliseconds(50)) {
             try process.mustRun()
@@ -62,6 +64,7 @@ public struct Agent: Sendable {
     public func run(
         _ workload: Workload, as name: String, qemu: String, image: GuestImage, accelerator: Accelerator
     ) async throws -> Console {
+        try workload.disk?.make()
         let arguments = workload.arguments(run: "{run}", image: image, accelerator: accelerator)
         try await apus(["vm", "run", name, "--", qemu] + arguments)
         let console = try await Console.connect(path: consolePath(of: name))
@@ -76,14 +79,15 @@ public struct Agent: Sendable {
     public func migrate(
         _ name: String, to host: String, _ peer: ApusPeer, showing: Bool = false
     ) async throws -> JobStatus {
-        var words = ["migrate", name, host, "--max-downtime", "\(peer.maxDowntimeMs)"]
-        guard showing else {
-            words.append("--json")
-            return try Self.decode(JobStatus.self, try await apus(words, seconds: peer.timeoutS))
-        }
-        words.append("--verbose")
+        try await follow(name, to: host, peer, showing: showing).job
+    }
+
+    /// The same with what the job told on its way, unless that goes to this terminal.
+    func follow(_ name: String, to host: String, _ peer: ApusPeer, showing: Bool = false) async throws -> JobHistory {
+        let words = ["migrate", name, host, "--verbose"] + peer.migrateOptions
+        guard showing else { return try JobHistory(lines: try await apus(words + ["--json"], seconds: peer.timeoutS)) }
         try await apus(words, seconds: peer.timeoutS, showing: true)
-        return try await latestJob(of: name)
+        return JobHistory(updates: [try await latestJob(of: name)])
     }
 
     public func jobs() async throws -> [JobStatus] {

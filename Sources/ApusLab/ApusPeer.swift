@@ -3,9 +3,20 @@ internal import Foundation
 
 /// Two `apus agent`s, one on each host, used only through the `apus` command as a person would.
 public struct ApusPeer: Sendable {
+    /// How the agent gets at the VM's memory: `apus migrate --port`.
+    public enum Port: String, Sendable, CaseIterable { case auto, stream, direct }
+    /// What travels of a page: `apus migrate --mode`.
+    public enum Mode: String, Sendable, CaseIterable { case plain, dsm }
+
     /// The `apus` program.
     public let program: String
     public let qemu: String
+    /// nil: Apus decides.
+    public var port: Port?
+    /// nil: Apus decides.
+    public var mode: Mode?
+    /// TCP connections for pages, `link.lanes` of both agents; nil: their default.
+    public var lanes: Int?
     public var maxDowntimeMs = 300
     public var timeoutS: Double = 150
     /// The destination's migration port.
@@ -16,6 +27,45 @@ public struct ApusPeer: Sendable {
         self.program = program
         self.qemu = qemu
     }
+
+    /// Takes port and mode from a name: `apus`, `apus-PORT`, `apus-MODE`, `apus-MODE-PORT`. A port without a mode means
+    /// plain pages, so that what `apus-direct` measures does not change with the default mode.
+    ///
+    /// - Returns: nil for another name.
+    public static func named(_ name: String, program: String, qemu: String) -> ApusPeer? {
+        var peer = ApusPeer(program: program, qemu: qemu)
+        var words = name.split(separator: "-", omittingEmptySubsequences: false).map(String.init)
+        guard words.removeFirst() == "apus" else { return nil }
+        if let mode = words.first.flatMap(Mode.init(rawValue:)) {
+            peer.mode = mode
+            words.removeFirst()
+        }
+        if let port = words.first.flatMap(Port.init(rawValue:)) {
+            peer.port = port
+            peer.mode = peer.mode ?? .plain
+            words.removeFirst()
+        }
+        return words.isEmpty ? peer : nil
+    }
+
+    /// Appears in results: `apus-dsm-direct`, `apus 4 lanes`.
+    public var label: String {
+        var words = ["apus"]
+        if let mode, mode != .plain || port == nil { words.append(mode.rawValue) }
+        if let port { words.append(port.rawValue) }
+        return words.joined(separator: "-") + (lanes.map { " \($0) lane\($0 == 1 ? "" : "s")" } ?? "")
+    }
+
+    /// What `apus migrate` is told beside VM and host.
+    var migrateOptions: [String] {
+        var words = ["--max-downtime", "\(maxDowntimeMs)"]
+        if let port { words += ["--port", port.rawValue] }
+        if let mode { words += ["--mode", mode.rawValue] }
+        return words
+    }
+
+    /// The agent's configuration file; nil: it needs none.
+    var configuration: String? { lanes.map { "link:\n  lanes: \($0)\n" } }
 
     /// `apus` beside this executable: `./dev` builds both into one folder.
     public static func findProgram() -> String {
@@ -38,9 +88,9 @@ public struct ApusPeer: Sendable {
         let destination = try await Agent.start("b", self, pair.destination, lab, port: Self.port)
         narrate?("$ apus vm run \(Self.vm) -- \(qemu) …")
         let here = try await source.run(workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator)
-        try await ContinuousClock().sleep(for: .seconds(1))
+        try await ContinuousClock().sleep(for: Outcome.settling)
 
-        var outcome = Outcome(peer: "apus", workload: workload.name, rate: pair.rate)
+        var outcome = Outcome(peer: label, workload: workload.name, rate: pair.rate)
         let sourceQemu = try await source.qemuPID(of: Self.vm)
         let meter = try await Meter.start(pair: pair, source: sourceQemu, destination: nil)
         let agents = [source, destination].map { CPUTime.of(pid: $0.process.pid) }
@@ -48,17 +98,18 @@ public struct ApusPeer: Sendable {
         let started = ContinuousClock.now
         // The destination's console is there as soon as its QEMU is, long before the guest runs in it.
         async let there = Console.connect(path: destination.consolePath(of: Self.vm), seconds: timeoutS)
-        let job = try await source.migrate(Self.vm, to: destination.endpoint, self, showing: narrate != nil)
+        let history = try await source.follow(Self.vm, to: destination.endpoint, self, showing: narrate != nil)
         let ended = ContinuousClock.now
+        let job = history.job
         guard job.phase == .completed else {
-            throw LabError.migrationFailed(
-                peer: "apus", reason: job.error?.description ?? "phase \(job.phase.rawValue)")
+            throw LabError.migrationFailed(peer: label, reason: job.error?.description ?? "phase \(job.phase.rawValue)")
         }
         let console = try await there
         outcome.totalMs = (ended - started).milliseconds
         outcome.prepareMs = (console.connected - started).milliseconds
         outcome.reportedDowntimeMs = job.summary?.downtimeMs
         outcome.rounds = job.summary?.rounds
+        outcome.bytesAfterRound1 = history.bytesAfterRound1
         try await meter.stop(into: &outcome)
         // The kernel's count of the whole agent; its own count of this job only if there is no other.
         outcome.agentCPUSource =
@@ -67,7 +118,8 @@ public struct ApusPeer: Sendable {
             CPUTime.of(pid: destination.process.pid)?.process(since: agents[1]) ?? job.summary?.destinationCPUS
         outcome.qemuCPUDestination = try await destination.qemuPID(of: Self.vm).flatMap(CPUTime.of(pid:))?.besideGuest
         await console.check(seconds: 60)
-        outcome.take(source: here.trace, destination: console.trace, started: started, ended: ended)
+        outcome.take(
+            source: here.trace, destination: console.trace, asked: started, moving: console.connected, ended: ended)
         for open in [here, console] { await open.close() }
         return outcome
     }

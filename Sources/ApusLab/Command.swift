@@ -10,6 +10,9 @@ public struct CommandResult: Sendable {
     public var errors: String
 }
 
+/// A migration of some minutes told in JSON lines, several times over.
+private let outputBytesMax = 32 << 20
+
 /// Runs a command to its end, whatever that is.
 ///
 /// - Parameter showing: what it prints goes to this terminal as it comes, instead of into the result.
@@ -30,7 +33,7 @@ func attempt(
                 (status, output, errors) = (result.terminationStatus, "", "")
             } else {
                 let result = try await run(
-                    configuration, output: .string(limit: 1 << 20), error: .string(limit: 1 << 16))
+                    configuration, output: .string(limit: outputBytesMax), error: .string(limit: 1 << 16))
                 (status, output, errors) = (result.terminationStatus, result.standardOutput, result.standardError)
             }
             var code: Int32?

@@ -4,14 +4,14 @@ public struct ConsoleTrace: Sendable, Equatable {
         public var sequence: UInt64
         public var arrived: Moment
         public var guestNs: UInt64
-        /// Pages the guest has written since it began.
-        public var writes: UInt64
+        /// Pages the guest has written since it began; of `redis` the server's answers.
+        public var work: UInt64
 
-        public init(sequence: UInt64, arrived: Moment, guestNs: UInt64, writes: UInt64) {
+        public init(sequence: UInt64, arrived: Moment, guestNs: UInt64, work: UInt64) {
             self.sequence = sequence
             self.arrived = arrived
             self.guestNs = guestNs
-            self.writes = writes
+            self.work = work
         }
     }
 
@@ -54,9 +54,9 @@ public struct ConsoleTrace: Sendable, Equatable {
         switch words.first {
         case "T":
             guard words.count == 4, let sequence = UInt64(words[1]), let ns = UInt64(words[2]),
-                let writes = UInt64(words[3])
+                let work = UInt64(words[3])
             else { return otherLines += 1 }
-            ticks.append(Tick(sequence: sequence, arrived: arrived, guestNs: ns, writes: writes))
+            ticks.append(Tick(sequence: sequence, arrived: arrived, guestNs: ns, work: work))
         case "V":
             guard words.count == 5, let pass = UInt64(words[1]), let pages = UInt64(words[3])
             else { return otherLines += 1 }
@@ -68,11 +68,11 @@ public struct ConsoleTrace: Sendable, Equatable {
         }
     }
 
-    /// Page writes per second of the guest in a span of host time; nil without two ticks in it.
-    public func pagesPerS(from start: Moment, to end: Moment) -> Double? {
+    /// The guest's work per second in a span of host time; nil without two ticks in it.
+    public func workPerS(from start: Moment, to end: Moment) -> Double? {
         let inside = ticks.filter { $0.arrived >= start && $0.arrived <= end }
         guard let first = inside.first, let last = inside.last, last.arrived > first.arrived else { return nil }
-        return Double(last.writes - first.writes) / (last.arrived - first.arrived).inSeconds
+        return Double(last.work - first.work) / (last.arrived - first.arrived).inSeconds
     }
 }
 

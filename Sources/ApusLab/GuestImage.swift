@@ -4,6 +4,8 @@ internal import Foundation
 public struct GuestImage: Sendable, Equatable {
     public let kernel: String
     public let initrd: String
+    /// The same with Debian's redis-server in it.
+    public var redisInitrd: String { "\(initrd)-redis" }
 
     /// From `APUS_GUEST`, which `./dev` sets, else what `./dev setup` built last.
     ///
@@ -12,7 +14,8 @@ public struct GuestImage: Sendable, Equatable {
         let environment = ProcessInfo.processInfo.environment
         let folder = environment["APUS_GUEST"] ?? "\(labCache())/guest/current"
         let image = GuestImage(kernel: "\(folder)/vmlinuz", initrd: "\(folder)/initrd")
-        for file in [image.kernel, image.initrd] where !FileManager.default.isReadableFile(atPath: file) {
+        for file in [image.kernel, image.initrd, image.redisInitrd]
+        where !FileManager.default.isReadableFile(atPath: file) {
             throw LabError.guestMissing(folder: folder)
         }
         return image

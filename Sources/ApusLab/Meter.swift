@@ -13,8 +13,12 @@ struct Meter: Sendable {
             destination: destination.map(CPUWatch.init))
     }
 
-    func stop(into outcome: inout Outcome) async throws {
-        if let bytes, let now = try await pair.wireBytes() { outcome.wireBytes = (now - bytes).both }
+    /// - Parameter round1: what had been put on the wire when the first pass over memory was done.
+    func stop(into outcome: inout Outcome, round1: UInt64? = nil) async throws {
+        if let bytes, let now = try await pair.wireBytes() {
+            outcome.wireBytes = (now - bytes).both
+            if let round1 { outcome.bytesAfterRound1 = now.both - min(round1, now.both) }
+        }
         outcome.qemuCPUSource = source?.stop()
         outcome.qemuCPUDestination = destination?.stop()
     }

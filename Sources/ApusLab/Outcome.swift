@@ -20,12 +20,15 @@ public struct Outcome: Sendable, Equatable, Codable {
     /// Both directions, from the interface counters; nil without namespaces.
     public var wireBytes: UInt64?
     public var rounds: Int?
+    /// Bytes that the mover put on the link after its first pass over all memory: what the guest's writing costs.
+    public var bytesAfterRound1: UInt64?
     /// Full checks by the guest that began after the switch, and pages it found wrong.
     public var checksAfter = 0
     /// Ticks the guest gave at the destination.
     public var ticksAfter = 0
     public var pagesWrong = 0
-    /// Page writes per second of the guest.
+    /// The guest's work per second: page writes; of `redis` the server's answers. 0 for a guest without work. The pause
+    /// itself is in none of them.
     public var speedBefore: Double?
     public var speedDuring: Double?
     public var speedAfter: Double?
@@ -41,9 +44,18 @@ public struct Outcome: Sendable, Equatable, Codable {
         self.rate = rate
     }
 
+    /// For how long every peer lets the guest run before the command; its speed before is that of this time.
+    static let settling = Duration.seconds(2)
+
     /// Fills in what the two consoles tell.
-    public mutating func take(source: ConsoleTrace, destination: ConsoleTrace, started: Moment, ended: Moment) {
-        pause = GuestPause.measure(source: source, destination: destination, started: started)
+    ///
+    /// - Parameter asked: when the command was given.
+    /// - Parameter moving: when the destination QEMU was ready.
+    /// - Parameter ended: when the source said that it was done.
+    public mutating func take(
+        source: ConsoleTrace, destination: ConsoleTrace, asked: Moment, moving: Moment, ended: Moment
+    ) {
+        pause = GuestPause.measure(source: source, destination: destination, started: asked)
         pagesWrong = source.wrong.count + destination.wrong.count
         ticksAfter = destination.ticks.count
         checksAfter = max(0, destination.verdicts.count - 1)
@@ -51,10 +63,9 @@ public struct Outcome: Sendable, Equatable, Codable {
         if checksAfter == 0 && pagesWrong == 0 {
             failure = "the guest finished no check of its memory at the destination (\(ticksAfter) ticks there)"
         }
-        // The second for which every peer lets the guest settle.
-        speedBefore = source.pagesPerS(from: started - .seconds(1), to: started)
+        speedBefore = source.workPerS(from: asked - Self.settling, to: asked)
         // In post-copy the guest runs at the destination before the migration is over: count there what is "during".
-        speedDuring = source.pagesPerS(from: started, to: ended) ?? destination.pagesPerS(from: started, to: ended)
-        speedAfter = destination.pagesPerS(from: max(ended, started), to: ended + .seconds(3))
+        speedDuring = source.workPerS(from: moving, to: ended) ?? destination.workPerS(from: moving, to: ended)
+        speedAfter = destination.workPerS(from: ended, to: ended + .seconds(3))
     }
 }

@@ -5,7 +5,7 @@ public enum Peer: Sendable {
 
     public var label: String {
         switch self {
-        case .apus: "apus"
+        case .apus(let apus): apus.label
         case .qemu(let plain): plain.label
         }
     }

@@ -14,8 +14,8 @@ public struct PlainQemu: Sendable {
     public let mode: Mode
     /// Appears in results: `qemu7.2 plain`.
     public let label: String
-    /// Bytes; the largest power of two not above the guest's memory by default.
-    public var xbzrleCacheBytes: UInt64 = 256 << 20
+    /// nil: a sixteenth of the guest's memory, which is what line hashes take.
+    public var xbzrleCacheMiB: Int?
     /// As for Apus's gate, so that nobody wins by a longer pause.
     public var downtimeLimitMs: UInt64 = 300
     public var timeoutS: Double = 150
@@ -24,6 +24,12 @@ public struct PlainQemu: Sendable {
         self.program = program
         self.mode = mode
         label = "qemu\(version) \(mode.rawValue)"
+    }
+
+    /// QEMU takes powers of two only; the largest one that is not above what was chosen.
+    func xbzrleCacheBytes(of workload: Workload) -> UInt64 {
+        let bytes = xbzrleCacheMiB.map { UInt64($0) << 20 } ?? UInt64(workload.memoryKiB) * 1024 / 16
+        return bytes == 0 ? 0 : 1 << (63 - bytes.leadingZeroBitCount)
     }
 
     /// Boots the guest at the source, moves it, waits until it has checked all its memory once at the destination.
@@ -37,7 +43,7 @@ public struct PlainQemu: Sendable {
         let began = ContinuousClock.now
         let destination = try await Side.start(
             "destination", self, workload, pair.destination, lab, image, accelerator, incoming: true)
-        for side in [source, destination] { try await prepare(side.qmp) }
+        for side in [source, destination] { try await prepare(side.qmp, for: workload) }
         let port = try await destination.listen(address: pair.destination.address)
 
         var outcome = Outcome(peer: label, workload: workload.name, rate: pair.rate)
@@ -45,21 +51,23 @@ public struct PlainQemu: Sendable {
         let events = source.qmp.events()
         let started = ContinuousClock.now
         try await source.qmp.execute(.migrate(uri: "tcp:\(pair.destination.address):\(port)"))
-        let ended = try await finish(events, source)
+        let (ended, round1) = try await finish(
+            events, source, WireProbe(pid: source.process.pid, device: pair.source.device))
         outcome.totalMs = (ended - began).milliseconds
         outcome.prepareMs = (started - began).milliseconds
-        try await meter.stop(into: &outcome)
+        try await meter.stop(into: &outcome, round1: round1)
         let info = try await source.qmp.execute(.queryMigrate)
         outcome.reportedDowntimeMs = info.downtimeMs.map(Double.init)
         outcome.rounds = info.ram.map { Int($0.dirtySyncCount) }
         await destination.console.check(seconds: 60)
         outcome.take(
-            source: source.console.trace, destination: destination.console.trace, started: started, ended: ended)
+            source: source.console.trace, destination: destination.console.trace, asked: began, moving: started,
+            ended: ended)
         for side in [destination, source] { await side.stop() }
         return outcome
     }
 
-    private func prepare(_ qmp: QMPClient) async throws {
+    private func prepare(_ qmp: QMPClient, for workload: Workload) async throws {
         var capabilities = ["events": true]
         var parameters = MigrateParameters(downtimeLimitMs: downtimeLimitMs, maxBandwidth: 0)
         switch mode {
@@ -67,7 +75,7 @@ public struct PlainQemu: Sendable {
         case .autoConverge: capabilities["auto-converge"] = true
         case .xbzrle:
             capabilities["xbzrle"] = true
-            parameters.xbzrleCacheSize = xbzrleCacheBytes
+            parameters.xbzrleCacheSize = xbzrleCacheBytes(of: workload)
         case .multifdZstd:
             capabilities["multifd"] = true
             parameters.multifdChannels = 2
@@ -82,20 +90,24 @@ public struct PlainQemu: Sendable {
 
     /// Follows the source to its end; post-copy begins when the first pass over all memory is done.
     ///
-    /// - Returns: when the source said `completed`.
-    private func finish(_ events: AsyncStream<QMPEvent>, _ source: Side) async throws -> Moment {
+    /// - Returns: when the source said `completed`, and what it had put on the wire when its first pass was done.
+    private func finish(
+        _ events: AsyncStream<QMPEvent>, _ source: Side, _ wire: WireProbe
+    ) async throws -> (ended: Moment, round1: UInt64?) {
         let label = label, mode = mode, qmp = source.qmp, timeoutS = timeoutS
-        return try await withThrowingTaskGroup(of: Moment.self) { group in
+        return try await withThrowingTaskGroup(of: (ended: Moment, round1: UInt64?).self) { group in
             group.addTask {
+                var round1: UInt64?
                 for await event in events {
                     switch event.kind {
-                    case .migration(.completed): return event.arrived
+                    case .migration(.completed): return (event.arrived, round1)
                     case .migration(.failed), .migration(.cancelled):
                         let info = try await qmp.execute(.queryMigrate)
                         throw LabError.migrationFailed(peer: label, reason: info.errorDescription ?? "no reason given")
-                    case .migrationPass(2) where mode == .postcopyPreempt:
+                    case .migrationPass(2):
+                        round1 = wire.handedOver()
                         // Refused when the guest is already being switched without it.
-                        _ = try? await qmp.execute(.migrateStartPostcopy)
+                        if mode == .postcopyPreempt { _ = try? await qmp.execute(.migrateStartPostcopy) }
                     case .stop, .resume, .shutdown, .reset, .migration, .migrationPass, .other: continue
                     }
                 }
@@ -107,8 +119,8 @@ public struct PlainQemu: Sendable {
                 throw LabError.migrationFailed(peer: label, reason: "not done after \(timeoutS) s")
             }
             defer { group.cancelAll() }
-            guard let ended = try await group.next() else { throw LabError.notEnough(what: "events") }
-            return ended
+            guard let end = try await group.next() else { throw LabError.notEnough(what: "events") }
+            return end
         }
     }
 }
@@ -123,6 +135,7 @@ struct Side: Sendable {
         _ role: String, _ peer: PlainQemu, _ workload: Workload, _ host: Host, _ lab: Lab, _ image: GuestImage,
         _ accelerator: Accelerator, incoming: Bool = false
     ) async throws -> Side {
+        try workload.disk?.make()
         let run = try lab.makeFolder(role)
         var words = [peer.program] + workload.arguments(run: run, image: image, accelerator: accelerator)
         words += ["-qmp", "unix:\(run)/qmp.sock,server=on,wait=off"]
@@ -136,10 +149,10 @@ struct Side: Sendable {
         return Side(process: process, qmp: qmp, console: console)
     }
 
-    /// The guest has filled its region, checked it once, and run a second more at its own pace.
+    /// The guest has filled its region, checked it once, and run on for a while at its own pace.
     func settle() async throws {
         try await console.verdicts(1, seconds: 90)
-        try await ContinuousClock().sleep(for: .seconds(1))
+        try await ContinuousClock().sleep(for: Outcome.settling)
     }
 
     func listen(address: String) async throws -> UInt64 {

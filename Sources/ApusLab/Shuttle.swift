@@ -28,7 +28,7 @@ public struct Shuttle: Sendable {
         let job = try await from.migrate(Self.name, to: to.endpoint, peer)
         guard job.phase == .completed else {
             throw LabError.migrationFailed(
-                peer: "apus", reason: job.error?.description ?? "phase \(job.phase.rawValue)")
+                peer: peer.label, reason: job.error?.description ?? "phase \(job.phase.rawValue)")
         }
         let console = try await there
         try await console.verdicts(2, seconds: 60)

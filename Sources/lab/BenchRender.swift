@@ -6,7 +6,8 @@ struct BenchRender: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "render", abstract: "Table and chart anew from results.json files; several become one report.")
 
-    @Argument(help: "results.json files of `bench migrate`.") var files: [String]
+    @Argument(help: "results.json files of `bench migrate` or `bench lines-sweep`.") var files: [String]
+    @Flag(help: "Draw the curves of `bench lines-sweep`.") var linesSweep = false
     @Option(help: "Where the results go.") var output = ".build/bench"
 
     func run() throws {
@@ -16,6 +17,7 @@ struct BenchRender: ParsableCommand {
         guard !reports.isEmpty else { throw ValidationError("no files") }
         var report = reports.removeFirst()
         for other in reports { report.outcomes += other.outcomes }
+        if linesSweep { return try report.writeSweep(into: output) }
         try report.write(into: output)
         report.print()
     }
@@ -23,20 +25,33 @@ struct BenchRender: ParsableCommand {
 
 extension Report {
     func print() {
-        Swift.print(plainTable([.total, .move, .wire, .downtime, .reported, .rounds, .speed, .wrong]))
+        Swift.print(plainTable([.total, .move, .wire, .later, .downtime, .reported, .rounds, .speed, .wrong]))
     }
+
+    /// What the full tables show.
+    private static let measures: [Measure] = [
+        .total, .move, .wire, .later, .downtime, .reported, .rounds, .work, .speed, .speedAfter, .agents, .qemus,
+        .wrong,
+    ]
 
     /// results.json, results.md and chart.svg.
     func write(into output: String) throws {
+        let chart = Chart(self, title: "A proving 512 MB guest moves: Apus beside QEMU's own migration")
+        try write(markdown: markdown(Self.measures), svg: chart.svg, into: output)
+    }
+
+    /// The same for a sweep over changed lines: its tables before all others, its curves as the chart.
+    func writeSweep(into output: String) throws {
+        let sweep = LinesSweep(self)
+        try write(markdown: sweep.markdown + "\n" + markdown(Self.measures), svg: sweep.svg, into: output)
+    }
+
+    private func write(markdown: String, svg: String, into output: String) throws {
         try FileManager.default.createDirectory(atPath: output, withIntermediateDirectories: true)
         let folder = URL(fileURLWithPath: output)
         try json().write(to: folder.appendingPathComponent("results.json"))
-        let measures: [Measure] = [
-            .total, .move, .wire, .downtime, .reported, .rounds, .speed, .agents, .qemus, .wrong,
-        ]
-        try Data(markdown(measures).utf8).write(to: folder.appendingPathComponent("results.md"))
-        let chart = Chart(self, title: "A proving 512 MB guest moves: Apus beside QEMU's own migration")
-        try Data(chart.svg.utf8).write(to: folder.appendingPathComponent("chart.svg"))
+        try Data(markdown.utf8).write(to: folder.appendingPathComponent("results.md"))
+        try Data(svg.utf8).write(to: folder.appendingPathComponent("chart.svg"))
         note("results: \(folder.path)/results.json, results.md, chart.svg")
     }
 }

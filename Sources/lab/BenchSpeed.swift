@@ -7,12 +7,10 @@ struct BenchSpeed: AsyncParsableCommand {
         commandName: "speed", abstract: "How fast the machinery is: unshaped link, incompressible pages, idle guest.",
         discussion: "Apus against QEMU's own single stream: time to move, CPU seconds per GiB on each side.")
 
-    @Option(help: "Runs of each.") var runs = 3
     @Option(help: "MiB of incompressible pages in the guest.") var region = 768
-    @Option(help: "The QEMU to run.") var qemu = QemuProgram.installed
-    @Flag(help: "Guest RAM in a shared memfd instead of QEMU's own.") var shared = false
-    @Option(help: "Peers: apus, plain, …") var peers = "apus,plain"
+    @Option(help: "Peers, as of `bench migrate`.") var peers = "apus,plain"
     @Option(help: "Where the results go.") var output = ".build/bench-speed"
+    @OptionGroup var options: MatrixOptions
 
     func run() async throws {
         let bench = self
@@ -25,20 +23,14 @@ struct BenchSpeed: AsyncParsableCommand {
         guest.hotMiB = 0
         guest.checkShare = 5
         guest.memoryKiB = (region + 256) * 1024 + 8
-        guest.sharesMemory = shared
+        guest.ram = options.ram
         return guest
     }
 
     private func measure() async throws {
-        let image = try GuestImage.find()
-        let accelerator = await Accelerator.probe(qemu: qemu, image: image)
-        let program = try await QemuProgram.identify(path: qemu)
-        let movers = try BenchMigrate.movers(peers, programs: [program])
-        let matrix = Matrix(workloads: [guest], rates: [nil], peers: movers, runs: runs)
-        var report = Report.empty(accelerator)
-        report.outcomes = try await matrix.measure(image: image, accelerator: accelerator) { _, outcome, index, total in
-            note("[\(index)/\(total)] \(outcome.peer): \(outcome.line)")
-        }
+        var matrix = try await options.matrix(workloads: "incompressible", rates: "none", peers: peers)
+        matrix.workloads = [guest]
+        let report = try await options.measure(matrix)
         try FileManager.default.createDirectory(atPath: output, withIntermediateDirectories: true)
         try report.json().write(to: URL(fileURLWithPath: "\(output)/speed.json"))
         print(table(report).plain)
@@ -74,9 +66,11 @@ struct BenchSpeed: AsyncParsableCommand {
 
     private func ratios(_ report: Report) -> [String] {
         let lines = report.groups.flatMap(\.lines)
-        guard let ours = lines.first(where: { $0.peer == "apus" })?.spread(.move) else { return [] }
-        return lines.filter { $0.peer != "apus" }.compactMap { line in
-            line.spread(.move).map { "apus / \(line.peer): \(brief(ours.median / $0.median)) of the time" }
+        return lines.filter(\.isOurs).flatMap { ours in
+            lines.filter { !$0.isOurs }.compactMap { line in
+                guard let time = ours.spread(.move), let other = line.spread(.move) else { return nil }
+                return "\(ours.peer) / \(line.peer): \(brief(time.median / other.median)) of the time"
+            }
         }
     }
 }

@@ -6,10 +6,10 @@ struct Demo: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "A running VM moves between two agents; plain QEMU moves the same VM on the same link.")
 
-    @Option(help: "idle, incompressible, compressible, few, readmostly.") var workload = "compressible"
+    @Option(help: ArgumentHelp("\(Workload.names.joined(separator: ", ")).")) var workload = "compressible"
     @Option(help: "Rate of the link between the two hosts.") var rate = "1G"
     @Option(help: "The QEMU to run.") var qemu = QemuProgram.installed
-    @Flag(help: "Guest RAM in a shared memfd instead of QEMU's own.") var shared = false
+    @Option(help: "Where guest RAM is: plain, anonymous, memfd, file.") var ram = Workload.RAM.plain
 
     func run() async throws {
         let demo = self
@@ -19,7 +19,7 @@ struct Demo: AsyncParsableCommand {
     private func show() async throws {
         guard var workload = Workload.named(workload) else { throw ValidationError("no workload \(workload)") }
         guard let link = ApusLab.rate(named: rate) else { throw ValidationError("no rate \(rate)") }
-        workload.sharesMemory = shared
+        workload.ram = ram
         let image = try GuestImage.find()
         let accelerator = await Accelerator.probe(qemu: qemu, image: image)
         let program = try await QemuProgram.identify(path: qemu)

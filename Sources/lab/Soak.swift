@@ -7,10 +7,10 @@ struct Soak: AsyncParsableCommand {
         abstract: "One proving guest goes to and fro between two agents until time is up.")
 
     @Option(help: "Minutes.") var minutes = 10.0
-    @Option(help: "idle, incompressible, compressible, few, readmostly.") var workload = "few"
+    @Option(help: ArgumentHelp("\(Workload.names.joined(separator: ", ")).")) var workload = "few"
     @Option(help: "Rate of the link.") var rate = "1G"
     @Option(help: "The QEMU to run.") var qemu = QemuProgram.installed
-    @Flag(help: "Guest RAM in a shared memfd instead of QEMU's own.") var shared = false
+    @Option(help: "Where guest RAM is: plain, anonymous, memfd, file.") var ram = Workload.RAM.plain
 
     func run() async throws {
         let soak = self
@@ -20,7 +20,7 @@ struct Soak: AsyncParsableCommand {
     private func soak() async throws {
         guard var workload = Workload.named(workload) else { throw ValidationError("no workload \(workload)") }
         guard let link = ApusLab.rate(named: rate) else { throw ValidationError("no rate \(rate)") }
-        workload.sharesMemory = shared
+        workload.ram = ram
         let guest = workload
         let image = try GuestImage.find()
         let accelerator = await Accelerator.probe(qemu: qemu, image: image)

@@ -20,7 +20,7 @@ import Testing
         var whole = ConsoleTrace()
         whole.feed(bytes, arrived: moment)
         #expect(whole.ticks.map(\.sequence) == [1, 2, 4])
-        #expect(whole.ticks.map(\.writes) == [0, 7, 20])
+        #expect(whole.ticks.map(\.work) == [0, 7, 20])
         #expect(whole.verdicts.map(\.isGood) == [true, false])
         #expect(whole.wrong.count == 1)
         #expect(whole.isReady)
@@ -98,8 +98,8 @@ import Testing
 
     @Test func measuresTheGuestsSpeed() throws {
         let source = trace(from: 1, at: [0, 500, 1000])
-        let speed = try #require(source.pagesPerS(from: origin, to: origin + .seconds(1)))
+        let speed = try #require(source.workPerS(from: origin, to: origin + .seconds(1)))
         #expect(abs(speed - 1000) < 1e-6)
-        #expect(source.pagesPerS(from: origin + .seconds(2), to: origin + .seconds(3)) == nil)
+        #expect(source.workPerS(from: origin + .seconds(2), to: origin + .seconds(3)) == nil)
     }
 }

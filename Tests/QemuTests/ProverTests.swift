@@ -1,6 +1,7 @@
-import ApusLab
 import Foundation
 import Testing
+
+@testable import ApusLab
 
 /// Real guests. One at a time: two guests on two cores disturb each other's ticks.
 @Suite(.serialized) struct ProverTests {
@@ -9,11 +10,15 @@ import Testing
         workload.memoryKiB = 160 * 1024 + 8
         workload.regionMiB = 24
         workload.hotMiB = 8
+        if pattern == .redis { workload.checkShare = 60 }
         workload.pagesPerS = pattern == .idle ? 0 : 2000
         return workload
     }
 
+    private static let regionPages: UInt64 = 24 * 256
+
     private func boot(_ workload: Workload, in lab: Lab) async throws -> (qemu: LabProcess, console: Console) {
+        try workload.disk?.make()
         let image = try GuestImage.find()
         let accelerator = await Accelerator.probe(qemu: QemuProgram.installed, image: image)
         let words = workload.arguments(run: lab.folder, image: image, accelerator: accelerator)
@@ -29,11 +34,64 @@ import Testing
             let verdicts = try await console.verdicts(2, seconds: 60)
             let trace = console.trace
             #expect(verdicts.map(\.isGood) == [true, true])
-            #expect(verdicts.map(\.pagesChecked) == [24 * 256, 24 * 256])
+            // A value of the server is a quarter of a page.
+            let pages = Self.regionPages * (pattern == .redis ? 4 : 1)
+            #expect(verdicts.map(\.pagesChecked) == [pages, pages])
             #expect(trace.ticks.count > 10)
             #expect(zip(trace.ticks, trace.ticks.dropFirst()).allSatisfy { $1.sequence == $0.sequence + 1 })
-            #expect(pattern == .idle || (trace.ticks.last?.writes ?? 0) > 0)
+            #expect(pattern == .idle || (trace.ticks.last?.work ?? 0) > 0)
             await console.close()
+        }
+    }
+
+    /// The guest as comparisons use it, with its whole page cache.
+    @Test func aGuestProvesItsPageCache() async throws {
+        try await Lab.with { lab in
+            let workload = try #require(Workload.named("idle-cache"))
+            let (_, console) = try await boot(workload, in: lab)
+            let verdicts = try await console.verdicts(1, seconds: 90)
+            #expect(verdicts.map(\.pagesChecked) == [(64 + 300) * 256])
+            await console.close()
+        }
+    }
+
+    /// Seen from outside: of the pages that changed, those of the hot set differ in exactly as many lines as asked.
+    @Test(arguments: [1, 8, 64])
+    func asManyLinesChangeAsAsked(_ lines: Int) async throws {
+        try await Lab.with { lab in
+            var workload = Self.small(.few)
+            workload.lines = lines
+            workload.zeroPerMille = 0
+            workload.hotMiB = 24
+            workload.pagesPerS = 300
+            workload.ram = .memfd
+            let (qemu, console) = try await boot(workload, in: lab)
+            try await console.verdicts(1, seconds: 60)
+            let memory = try Self.sharedMemory(of: qemu.pid)
+            // Stopped while it is read: nobody writes between the page before and the page after.
+            func look() throws -> (memory: Data, writes: UInt64) {
+                qemu.signal(SIGSTOP)
+                defer { qemu.signal(SIGCONT) }
+                try memory.seek(toOffset: 0)
+                return (try memory.readToEnd() ?? Data(), console.trace.ticks.last?.work ?? 0)
+            }
+            let before = try look()
+            try await wait(for: "200 writes", seconds: 20) {
+                (console.trace.ticks.last?.work ?? 0) >= before.writes + 200 ? true : nil
+            }
+            let after = try look()
+            let counts = Self.changedLines(before.memory, after.memory)
+            // Two writes to one page count as one page; kernel and stacks change a few pages too.
+            #expect(counts.count { $0 == lines } > 150, "\(Dictionary(grouping: counts) { $0 }.mapValues(\.count))")
+            await console.close()
+        }
+    }
+
+    /// For each page that differs, how many of its lines do.
+    private static func changedLines(_ before: Data, _ after: Data) -> [Int] {
+        stride(from: 0, to: min(before.count, after.count), by: 4096).compactMap { page in
+            guard before[page..<page + 4096] != after[page..<page + 4096] else { return nil }
+            return stride(from: page, to: page + 4096, by: 64).count { before[$0..<$0 + 64] != after[$0..<$0 + 64] }
         }
     }
 
@@ -43,7 +101,7 @@ import Testing
             var workload = Self.small(.incompressible)
             workload.pagesPerS = 1
             workload.hotMiB = 1
-            workload.sharesMemory = true
+            workload.ram = .memfd
             let (qemu, console) = try await boot(workload, in: lab)
             try await console.verdicts(1, seconds: 60)
             // Beyond the hot set, so that it is not rewritten: page 1000, version 0.

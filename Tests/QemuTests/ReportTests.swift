@@ -65,6 +65,14 @@ import Testing
         #expect(svg.contains(">failed<"))
     }
 
+    /// `apus-direct` and `apus` before QEMU, whatever their letters.
+    @Test func ourPeersComeFirst() {
+        var report = report
+        report.outcomes += [outcome("apus-dsm-direct", seconds: 1, run: 1), outcome("a", seconds: 1, run: 1)]
+        let peers = report.groups[0].lines.map(\.peer)
+        #expect(peers == ["apus", "apus-dsm-direct", "a", "qemu7.2 plain", "qemu7.2 xbzrle"])
+    }
+
     @Test(arguments: [
         (0.0, "0.00"), (0.126, "0.13"), (9.996, "10.00"), (12.34, "12.3"), (99.96, "100.0"), (123.4, "123"),
         (-1.5, "-1.50"),

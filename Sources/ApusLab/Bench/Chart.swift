@@ -25,11 +25,6 @@ public struct Chart: Sendable {
     private static let barHeight = 13.0
     private static let lineStep = 18.0
     private static let headHeight = 76.0
-    /// Ours stands out; the others are told apart by their names.
-    private static let ours = "#c2410c"
-    private static let others = "#94a3b8"
-    private static let ink = "#0f172a"
-    private static let pale = "#475569"
 
     public var svg: String {
         var top = Self.headHeight
@@ -39,34 +34,24 @@ public struct Chart: Sendable {
             top += Double(group.lines.count + 1) * Self.lineStep + 12
         }
         let width = Self.namesWidth + Double(measures.count) * Self.columnWidth
-        return """
-            <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 \(width) \(top)" width="\(width)" height="\(top)" \
-            font-family="DejaVu Sans, Helvetica, Arial, sans-serif" font-size="11">
-            <rect width="100%" height="100%" fill="#ffffff"/>
-            <g font-size="16">\(text(title, 14, 26, weight: "bold"))</g>
-            \(text(subtitle, 14, 44, fill: Self.pale))
-            \(heads)\(body)</svg>
-
-            """
+        return SVG.page(width: width, height: top, title: title, subtitle: subtitle, body: heads + body)
     }
 
     private var subtitle: String {
-        let runs = report.groups.flatMap(\.lines).map(\.outcomes.count).max() ?? 0
-        return "median of \(runs) run\(runs == 1 ? "" : "s"), thin line: least to most; shorter is better; "
-            + "\(report.machine), \(report.date)"
+        "\(report.repetition), thin line: least to most; shorter is better; \(report.machine), \(report.date)"
     }
 
     private func left(of column: Int) -> Double { Self.namesWidth + Double(column) * Self.columnWidth }
 
     private var heads: String {
-        measures.enumerated().map { text($1.rawValue, left(of: $0), 66, weight: "bold") }.joined()
+        measures.enumerated().map { SVG.text($1.rawValue, left(of: $0), 66, weight: "bold") }.joined()
     }
 
     private func block(_ group: Report.Group, top: Double) -> String {
-        var body = text(group.title, 14, top + 10, weight: "bold")
+        var body = SVG.text(group.title, 14, top + 10, weight: "bold")
         for (index, line) in group.lines.enumerated() {
             let y = top + Double(index + 1) * Self.lineStep
-            body += text(line.peer, 26, y + 10, fill: Self.pale)
+            body += SVG.text(line.peer, 26, y + 10, fill: SVG.pale)
             for (column, measure) in measures.enumerated() {
                 let longest = group.lines.compactMap { $0.spread(measure)?.most }.max() ?? 0
                 body += bar(line, measure, x: left(of: column), y: y, longest: longest)
@@ -77,30 +62,19 @@ public struct Chart: Sendable {
 
     private func bar(_ line: Report.Line, _ measure: Report.Measure, x: Double, y: Double, longest: Double) -> String {
         guard let spread = line.spread(measure), longest > 0 else {
-            return text(line.failures > 0 ? "failed" : "-", x + 2, y + 10, fill: Self.others)
+            return SVG.text(line.failures > 0 ? "failed" : "-", x + 2, y + 10, fill: SVG.others)
         }
         func end(_ value: Double) -> Double { x + (value / longest * Self.barWidth * 10).rounded() / 10 }
-        let fill = line.peer == "apus" ? Self.ours : Self.others
+        let fill = line.isOurs ? SVG.ours : SVG.others
         var body = """
             <rect x="\(x)" y="\(y)" width="\(end(spread.median) - x)" height="\(Self.barHeight)" fill="\(fill)"/>
 
             """
         if spread.most > spread.least {
             let middle = y + Self.barHeight / 2
-            body += """
-                <line x1="\(end(spread.least))" y1="\(middle)" x2="\(end(spread.most))" y2="\(middle)" \
-                stroke="\(Self.ink)" stroke-width="1.2"/>
-
-                """
+            body += SVG.line((end(spread.least), middle), (end(spread.most), middle))
         }
         let failed = line.failures > 0 ? " (\(line.failures) failed)" : ""
-        return body + text(brief(spread.median) + failed, end(spread.most) + 5, y + 10)
-    }
-
-    private func text(_ words: String, _ x: Double, _ y: Double, weight: String = "normal", fill: String = ink)
-        -> String
-    {
-        let safe = words.replacing("&", with: "&amp;").replacing("<", with: "&lt;").replacing(">", with: "&gt;")
-        return "<text x=\"\(x)\" y=\"\(y)\" font-weight=\"\(weight)\" fill=\"\(fill)\">\(safe)</text>\n"
+        return body + SVG.text(brief(spread.median) + failed, end(spread.most) + 5, y + 10)
     }
 }

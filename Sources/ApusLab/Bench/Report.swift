@@ -19,10 +19,13 @@ public struct Report: Sendable, Equatable, Codable {
         case total = "total s"
         case move = "moving s"
         case wire = "wire MB"
+        case later = "MB after round 1"
         case downtime = "downtime ms (guest)"
         case reported = "downtime ms (reported)"
         case rounds
+        case work = "guest work/s before"
         case speed = "guest speed during, %"
+        case speedAfter = "guest speed after, %"
         case agents = "agent CPU s"
         case qemus = "QEMU CPU s"
         case wrong = "pages wrong"
@@ -35,16 +38,19 @@ public struct Report: Sendable, Equatable, Codable {
             case .downtime: outcome.pause?.downtimeMs
             case .reported: outcome.reportedDowntimeMs
             case .rounds: outcome.rounds.map(Double.init)
-            case .speed:
-                if let before = outcome.speedBefore, let during = outcome.speedDuring, before > 0 {
-                    during / before * 100
-                } else {
-                    nil
-                }
+            case .later: outcome.bytesAfterRound1.map { Double($0) / 1e6 }
+            case .work: outcome.speedBefore.flatMap { $0 > 0 ? $0 : nil }
+            case .speed: share(outcome.speedDuring, of: outcome.speedBefore)
+            case .speedAfter: share(outcome.speedAfter, of: outcome.speedBefore)
             case .agents: sum(outcome.agentCPUSource, outcome.agentCPUDestination)
             case .qemus: sum(outcome.qemuCPUSource, outcome.qemuCPUDestination)
             case .wrong: outcome.failure == nil ? Double(outcome.pagesWrong) : nil
             }
+        }
+
+        /// In per cent; nil for a guest that did nothing before.
+        private func share(_ part: Double?, of whole: Double?) -> Double? {
+            if let part, let whole, whole > 0 { part / whole * 100 } else { nil }
         }
 
         private func sum(_ left: Double?, _ right: Double?) -> Double? {
@@ -64,6 +70,7 @@ public struct Report: Sendable, Equatable, Codable {
         public let outcomes: [Outcome]
         public func spread(_ measure: Measure) -> Spread? { Spread(outcomes.compactMap(measure.value)) }
         public var failures: Int { outcomes.count { $0.failure != nil } }
+        public var isOurs: Bool { peer.hasPrefix("apus") }
     }
 
     /// Apus first, then the peers by name, in the order of workloads and links as measured.
@@ -74,10 +81,17 @@ public struct Report: Sendable, Equatable, Codable {
         }
         return keys.map { workload, rate in
             let here = outcomes.filter { $0.workload == workload && $0.rate == rate }
-            let peers = Set(here.map(\.peer)).sorted { ($0 == "apus" ? "" : $0) < ($1 == "apus" ? "" : $1) }
-            let lines = peers.map { peer in Line(peer: peer, outcomes: here.filter { $0.peer == peer }) }
-            return Group(workload: workload, rate: rate, lines: lines)
+            let lines = Set(here.map(\.peer)).sorted().map { peer in
+                Line(peer: peer, outcomes: here.filter { $0.peer == peer })
+            }
+            return Group(workload: workload, rate: rate, lines: lines.filter(\.isOurs) + lines.filter { !$0.isOurs })
         }
+    }
+
+    /// `median of 5 runs`
+    var repetition: String {
+        let runs = groups.flatMap(\.lines).map(\.outcomes.count).max() ?? 0
+        return "median of \(runs) run\(runs == 1 ? "" : "s")"
     }
 
     public func json() throws -> Data {
@@ -88,13 +102,12 @@ public struct Report: Sendable, Equatable, Codable {
 }
 
 extension Report.Line {
-    /// `3.21 (3.10-3.40)`: median and range; `-` when there is nothing.
+    /// Median, and range if it is asked for; `-` when there is nothing.
     func cell(_ measure: Report.Measure, withRange: Bool) -> String {
         guard let spread = spread(measure) else { return "-" }
         let isCount = measure == .rounds || measure == .wrong
         let median = isCount ? brief(spread.median).trimmingZeros() : brief(spread.median)
-        guard withRange, spread.count > 1, !isCount else { return median }
-        return "\(median) (\(brief(spread.least))-\(brief(spread.most)))"
+        return withRange && !isCount ? spread.text : median
     }
 }
 

@@ -1,0 +1,36 @@
+public import ApusAPI
+
+/// A job as `apus migrate --json --verbose` tells it: a line every few tens of milliseconds, the last one its end.
+public struct JobHistory: Sendable {
+    /// Not empty.
+    private let updates: [JobStatus]
+    /// Bytes on the link when round 1 ended, counted by an agent that does.
+    private var firstRoundBytes: UInt64?
+
+    init(updates: [JobStatus]) { self.updates = updates }
+
+    /// - Throws: what decoding throws; `LabError.notEnough` when there is no line.
+    public init(lines text: String) throws {
+        let lines = text.split(separator: "\n").map(String.init)
+        guard let last = lines.last else { throw LabError.notEnough(what: "output of `apus migrate --json`") }
+        updates = try lines.map { try Agent.decode(JobStatus.self, $0) }
+        firstRoundBytes = try Agent.decode(Counted.self, last).summary?.firstRoundBytes
+    }
+
+    private struct Counted: Decodable {
+        struct Summary: Decodable { let firstRoundBytes: UInt64? }
+        let summary: Summary?
+    }
+
+    /// As it ended.
+    public var job: JobStatus { updates[updates.count - 1] }
+
+    /// Bytes put on the link after the first pass over all memory; nil when the job did not complete or told nothing on
+    /// its way. Without the agent's count it is taken from the last update of round 1, which is too much, never too
+    /// little: by what the link carries between two updates.
+    public var bytesAfterRound1: UInt64? {
+        guard let total = job.summary?.wireBytes, job.phase == .completed else { return nil }
+        let before = updates.last { !$0.phase.isFinal && $0.progress.round <= 1 }
+        return (firstRoundBytes ?? before?.progress.wireBytes).map { total - min($0, total) }
+    }
+}

@@ -1,0 +1,72 @@
+// The workloads that comparisons know by name.
+
+extension Workload {
+    /// What a comparison measures unless told otherwise: one workload for each pattern that the small guest has.
+    public static let standard: [Workload] = [
+        Workload(name: "incompressible", pattern: .incompressible),
+        Workload(name: "compressible", pattern: .compressible),
+        Workload(name: "few", pattern: .few),
+        readmostly, idle,
+    ]
+
+    /// Every name that `named` knows; `lines-N` stands for `lines-1` to `lines-64`.
+    public static let names = (standard + [idleCache, fewBytes, redis]).map(\.name) + ["lines-N"]
+
+    public static func named(_ name: String) -> Workload? {
+        if name.hasPrefix("lines-") {
+            guard let lines = Int(name.dropFirst("lines-".count)), (1...64).contains(lines) else { return nil }
+            return changing(lines: lines)
+        }
+        return (standard + [idleCache, fewBytes, redis]).first { $0.name == name }
+    }
+
+    /// `lines-N`: 10,000 times a second one page of a hot 64 MiB changes one word in each of N lines of 64 bytes, and
+    /// nothing else.
+    public static func changing(lines: Int) -> Workload {
+        var workload = Workload(name: "lines-\(lines)", pattern: .few)
+        workload.hotMiB = 64
+        workload.pagesPerS = 10_000
+        workload.lines = lines
+        workload.zeroPerMille = 0
+        return workload
+    }
+
+    /// The least that a write can change.
+    private static var fewBytes: Workload {
+        var workload = changing(lines: 1)
+        workload.name = "few-bytes"
+        return workload
+    }
+
+    private static var idle: Workload {
+        var workload = Workload(name: "idle", pattern: .idle)
+        workload.pagesPerS = 0
+        return workload
+    }
+
+    /// A guest after boot that has read its files once.
+    private static var idleCache: Workload {
+        var workload = idle
+        workload.name = "idle-cache"
+        workload.regionMiB = 64
+        workload.pageCacheMiB = 300
+        return workload
+    }
+
+    private static var readmostly: Workload {
+        var workload = Workload(name: "readmostly", pattern: .readmostly)
+        workload.hotMiB = 4
+        workload.pagesPerS = 100
+        return workload
+    }
+
+    /// 65,536 values of 1 KiB, a quarter of them in use: 10,000 requests a second, one in ten a write.
+    private static var redis: Workload {
+        var workload = Workload(name: "redis", pattern: .redis)
+        workload.regionMiB = 64
+        workload.hotMiB = 16
+        workload.pagesPerS = 10_000
+        workload.checkShare = 40
+        return workload
+    }
+}

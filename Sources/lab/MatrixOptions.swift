@@ -1,0 +1,116 @@
+public import ApusLab
+public import ArgumentParser
+
+/// What all comparisons of migrations take.
+struct MatrixOptions: ParsableArguments {
+    @Option(help: "Runs of each combination.") var runs = 3
+    @Option(help: "The QEMU that Apus runs, and the first to compare with.") var qemu = QemuProgram.installed
+    @Option(help: "A QEMU 10 to compare with too (./dev qemu10 prints one).") var qemu10: String?
+    @Option(
+        help: """
+            Where guest RAM is: plain (QEMU's own; under Apus a shared file, as `apus vm run` makes it), anonymous \
+            (QEMU's own, under Apus too), memfd, file (a shared file on tmpfs for every peer).
+            """)
+    var ram = Workload.RAM.plain
+    @Option(help: "Guest page writes (redis: requests) per second, instead of each workload's own.") var pageRate: Int?
+    @Option(help: "Lanes of Apus, for example 1,2,4: each Apus peer is measured with each; without it, its default.")
+    var lanes: String?
+    @Option(help: "MiB of xbzrle's cache, rounded down to a power of two; without it a sixteenth of the guest's RAM.")
+    var xbzrleCache: Int?
+
+    /// - Throws: `ValidationError` naming what is not understood, or that nothing is left to measure.
+    func matrix(workloads: String, rates: String, peers: String) async throws -> Matrix {
+        let chosen = try workloads.split(separator: ",").map { name in
+            guard var workload = Workload.named(String(name)) else {
+                throw ValidationError("No workload \(name); there are \(Workload.names.joined(separator: ", ")).")
+            }
+            workload.ram = ram
+            if let pageRate { workload.pagesPerS = pageRate }
+            return workload
+        }
+        let links = try rates.split(separator: ",").map { text in
+            guard let rate = ApusLab.rate(named: String(text)) else {
+                throw ValidationError("No rate \(text); write 1G, 100M or none.")
+            }
+            return rate
+        }
+        let movers = try await movers(peers)
+        guard !chosen.isEmpty, !links.isEmpty, !movers.isEmpty, runs > 0 else {
+            throw ValidationError("Nothing to measure.")
+        }
+        return Matrix(workloads: chosen, rates: links, peers: movers, runs: runs)
+    }
+
+    /// Apus runs the first of the programs; QEMU's own modes are measured with each.
+    private func movers(_ names: String) async throws -> [Peer] {
+        let counts = try laneCounts()
+        var programs = [try await QemuProgram.identify(path: qemu)]
+        if let qemu10 { programs.append(try await QemuProgram.identify(path: qemu10)) }
+        return try names.split(separator: ",").map(String.init).flatMap { name -> [Peer] in
+            if let apus = ApusPeer.named(name, program: ApusPeer.findProgram(), qemu: programs[0].path) {
+                return counts.map { count in
+                    var peer = apus
+                    peer.lanes = count
+                    return .apus(peer)
+                }
+            }
+            guard let mode = PlainQemu.Mode(rawValue: name) else {
+                let modes = PlainQemu.Mode.allCases.map(\.rawValue).joined(separator: ", ")
+                throw ValidationError(
+                    "No peer \(name); there are apus, apus-PORT, apus-MODE, apus-MODE-PORT (PORT: auto, stream, direct; "
+                        + "MODE: plain, dsm), \(modes).")
+            }
+            return programs.map { program in
+                var plain = PlainQemu(program: program.path, version: program.version, mode: mode)
+                plain.xbzrleCacheMiB = xbzrleCache
+                return .qemu(plain)
+            }
+        }
+    }
+
+    private func laneCounts() throws -> [Int?] {
+        guard let lanes else { return [nil] }
+        return try lanes.split(separator: ",").map { text in
+            guard let count = Int(text), count > 0 else { throw ValidationError("No count of lanes: \(text).") }
+            return count
+        }
+    }
+
+    /// Measures and tells each outcome as it comes.
+    func measure(_ matrix: Matrix) async throws -> Report {
+        let image = try GuestImage.find()
+        let accelerator = await Accelerator.probe(qemu: qemu, image: image)
+        note("\(matrix.cells.count) migrations, guests under \(accelerator.rawValue.uppercased())")
+        var report = Report.empty(accelerator)
+        report.outcomes = try await matrix.measure(image: image, accelerator: accelerator) {
+            cell, outcome, index, total in
+            let what = "\(cell.workload.name), \(rateName(cell.rate)), \(cell.peer.label)"
+            note("[\(index)/\(total)] \(what): \(outcome.line)")
+        }
+        return report
+    }
+}
+
+extension Workload.RAM: ExpressibleByArgument {}
+
+extension Outcome {
+    /// One line for the log of a long measurement.
+    var line: String {
+        if let failure { return "FAILED \(failure)" }
+        func text(_ value: Double?, _ unit: String) -> String { value.map { "\(brief($0)) \(unit)" } ?? "-" }
+        return [
+            text(totalMs.map { $0 / 1000 }, "s"), text(wireBytes.map { Double($0) / 1e6 }, "MB"),
+            "after round 1 " + text(bytesAfterRound1.map { Double($0) / 1e6 }, "MB"),
+            "pause " + text(pause?.downtimeMs, "ms"), "reported " + text(reportedDowntimeMs, "ms"),
+            "rounds \(rounds.map(String.init) ?? "-")", "speed " + text(Report.Measure.speed.value(self), "%"),
+            "wrong \(pagesWrong)", "checks \(checksAfter)",
+        ].joined(separator: ", ")
+    }
+}
+
+extension Report {
+    /// Exit status 1 when a guest was harmed or a migration was not made.
+    func mustBeGood() throws {
+        if outcomes.contains(where: { $0.pagesWrong > 0 || $0.failure != nil }) { throw ExitCode(1) }
+    }
+}
