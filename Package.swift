@@ -47,10 +47,11 @@ let package = Package(
         .target(name: "CApus"),
         .systemLibrary(name: "CZstd", pkgConfig: "libzstd", providers: [.apt(["libzstd-dev"])]),
         .systemLibrary(name: "CLZ4", pkgConfig: "liblz4", providers: [.apt(["liblz4-dev"])]),
+        .systemLibrary(name: "COpenSSL", pkgConfig: "libcrypto", providers: [.apt(["libssl-dev"])]),
         .systemLibrary(name: "CXXHash", pkgConfig: "libxxhash", providers: [.apt(["libxxhash-dev"])]),
 
         // The data plane.
-        module("ApusSystem", ["CApus", "CZstd", "CLZ4", "CXXHash"]),
+        module("ApusSystem", ["CApus", "CZstd", "CLZ4", "CXXHash", "COpenSSL"]),
         module("ApusMemory", ["ApusSystem"]),
         module("ApusCodec", ["ApusSystem", "ApusMemory"]),
         module("ApusWire", ["ApusSystem", "ApusMemory", "ApusCodec"]),

@@ -16,10 +16,12 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
     public var port: MemoryPort?
     /// What travels of a page that is sent again; nil: the agent's choice.
     public var mode: MigrationMode?
+    /// Compare all memory by digest before the switch, and send again what differs; nil: no.
+    public var verify: Bool?
 
     public init(
         vm: String, host: String, maxDowntimeMs: Int = 300, bandwidthMBps: Double? = nil, timeoutS: Double? = nil,
-        port: MemoryPort? = nil, mode: MigrationMode? = nil
+        port: MemoryPort? = nil, mode: MigrationMode? = nil, verify: Bool? = nil
     ) {
         self.vm = vm
         self.host = host
@@ -28,6 +30,7 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
         self.timeoutS = timeoutS
         self.port = port
         self.mode = mode
+        self.verify = verify
     }
 }
 
@@ -117,6 +120,38 @@ public struct DowntimePart: Codable, Sendable, Equatable {
     }
 }
 
+/// What became of pages that were sent again (mode `dsm`).
+public struct LineSummary: Codable, Sendable, Equatable {
+    /// Bytes of a line.
+    public var lineBytes: Int
+    /// Pages that travelled as their changed lines, and how many these were.
+    public var pages: UInt64
+    public var changedLines: UInt64
+    /// What they took on the link.
+    public var wireBytes: UInt64
+    /// Pages that had not changed, for which nothing travelled.
+    public var samePages: UInt64
+    /// Memory of the source agent for the hashes.
+    public var tableBytes: UInt64
+
+    public init(
+        lineBytes: Int, pages: UInt64, changedLines: UInt64, wireBytes: UInt64, samePages: UInt64, tableBytes: UInt64
+    ) {
+        self.lineBytes = lineBytes
+        self.pages = pages
+        self.changedLines = changedLines
+        self.wireBytes = wireBytes
+        self.samePages = samePages
+        self.tableBytes = tableBytes
+    }
+
+    /// Wire bytes per byte of the pages that were due.
+    public var ratio: Double {
+        let due = (pages + samePages) * 4096
+        return due > 0 ? Double(wireBytes) / Double(due) : 0
+    }
+}
+
 /// The record of a finished job.
 public struct JobSummary: Codable, Sendable, Equatable {
     public var totalMs: Double = 0
@@ -134,6 +169,13 @@ public struct JobSummary: Codable, Sendable, Equatable {
     public var firstRoundBytes: UInt64?
     /// Pages held back when the guest was stopped, because it had written them in every round.
     public var hotPages: UInt64?
+    /// Pages that were to be sent again and had changed in some lines only, or not at all.
+    public var lines: LineSummary?
+    /// Pages compared by digest before the switch (`verify`), and those of them that differed and were sent again.
+    public var verifiedPages: UInt64?
+    public var repairedPages: UInt64?
+    /// How long the device state waited at the destination for the last pages, milliseconds.
+    public var fenceMs: Double?
     public var forms: [FormCount] = []
     /// How RAM was installed at the destination: block name -> `mapped`, `process`, `stream`.
     public var installed: [String: String] = [:]

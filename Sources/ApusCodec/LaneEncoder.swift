@@ -60,6 +60,9 @@ public struct LaneEncoder: ~Copyable, Sendable {
     /// The receiver can change parts of these pages; of none before it has said so.
     public mutating func mayPatch(_ ranges: PageRanges) { filter?.patchable = ranges }
 
+    /// These pages travel whole next time, whatever the receiver is thought to hold.
+    public mutating func forget(first: PageNumber, count: Int) { filter?.forget(first: first, count: count) }
+
     /// Bytes of line hashes.
     public var tableBytes: Int { filter?.tableBytes() ?? 0 }
 

@@ -11,6 +11,8 @@ public enum FabricError: Error, Equatable, Sendable, CustomStringConvertible {
     case closed
     /// Nothing arrived, or nothing could be sent, in time.
     case timedOut
+    /// Pages that the receiver holds differ from the sender's, although they were sent again and again.
+    case auditFailed(pages: Int)
 
     init(_ error: SystemError) {
         self = error.isTimeout ? .timedOut : error.isBrokenConnection ? .closed : .system(error)
@@ -24,6 +26,7 @@ public enum FabricError: Error, Equatable, Sendable, CustomStringConvertible {
         case .frame(let error): "The peer sent something that is not an Apus frame: \(error)."
         case .refused(let refusal): refusal.text
         case .closed: "The connection was closed."
+        case .auditFailed(let pages): "\(pages) pages differ."
         case .timedOut: "The connection timed out."
         }
     }

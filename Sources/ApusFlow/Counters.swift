@@ -14,6 +14,9 @@ final class LaneCounters: Sendable {
     let lineBytes = Atomic<UInt64>(0)
     /// Pages that were sent before and had not changed, so that nothing travelled.
     let samePages = Atomic<UInt64>(0)
+    /// Pages compared by digest while the guest was stopped, and those of them that had to be sent again.
+    let auditedPages = Atomic<UInt64>(0)
+    let repairedPages = Atomic<UInt64>(0)
     /// Memory of the line hashes.
     let lineTableBytes = Atomic<UInt64>(0)
     /// Bytes written to the link, frames included.
@@ -47,6 +50,9 @@ public struct FlowSample: Sendable, Equatable {
     public var lineBytes: UInt64 = 0
     /// Pages not sent again because nothing in them had changed.
     public var samePages: UInt64 = 0
+    /// Pages that `verifies` has compared, and those of them that differed and were sent again.
+    public var auditedPages: UInt64 = 0
+    public var repairedPages: UInt64 = 0
     /// Memory that the hashes of lines take, bytes.
     public var lineTableBytes: UInt64 = 0
     /// Bytes on the link in this direction: lanes and control connection, frames included.
@@ -77,6 +83,8 @@ public struct FlowSample: Sendable, Equatable {
         changedLines += lane.changedLines.now
         lineBytes += lane.lineBytes.now
         samePages += lane.samePages.now
+        auditedPages += lane.auditedPages.now
+        repairedPages += lane.repairedPages.now
         lineTableBytes += lane.lineTableBytes.now
         wireBytes += lane.wireBytes.now
         unconfirmedBytes += lane.wireBytes.now &- min(lane.confirmedBytes.now, lane.wireBytes.now)

@@ -37,6 +37,8 @@ public final class DirectMemory: Sendable {
         self.drain = drain
     }
 
+    var reader: GuestReader { GuestReader(layout, windows.map { .mapped($0) }) }
+
     /// Takes everything out of QEMU that was put there. Blocks; idempotent.
     public func detach() throws { try tracker.detach() }
 }

@@ -45,6 +45,8 @@ public struct FlowOptions: Sendable {
     public var lineBytes: Int? = 128
     /// Cap of the memory for line hashes, bytes; with lines of 128 bytes they never take more than 6.3 % of the RAM sent.
     public var lineTableBytesMax = Int.max
+    /// Compare all pages by digest before the switch, and send again what differs. Prolongs the pause.
+    public var verifies = false
     public init(bytesPerS: Double? = nil, maxDowntimeMs: Double = 300) {
         self.bytesPerS = bytesPerS
         self.maxDowntimeMs = maxDowntimeMs
@@ -72,35 +74,48 @@ public final class SourceFlow: Sendable {
     private let directCounters = LaneCounters()
     private let laneSockets: [Socket]
     private let report: @Sendable (SourceFlowEvent) -> Void
+    private let guest: Monitor<GuestReader?>
     private let over = Monitor(false)
 
     /// Starts all threads.
     /// - Parameters:
     ///   - lanes: connected lanes, in order.
+    ///   - memory: stream port: how the source's RAM can be read past QEMU.
     ///   - report: called from any of the flow's threads; must not block.
     public init(
         _ port: SourcePort, control: ControlLink, lanes: LaneConnections, options: FlowOptions,
+        memory: @escaping @Sendable (RAMBlock) -> BlockPort = { _ in .stream },
         report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) throws(SystemError) {
         self.control = control
-        self.report = report
+        let guest = Monitor<GuestReader?>(nil)
+        self.guest = guest
         let count = lanes.count
         queues = (0..<count).map { _ in LaneQueue() }
         counters = (0..<count).map { _ in LaneCounters() }
         laneSockets = lanes.sockets
         switch port {
-        case .stream: direct = nil
-        case .direct(let memory): direct = StreamSource.DirectPages(memory: memory, orders: DirectOrders())
+        case .stream:
+            direct = nil
+            self.report = { event in
+                if case .layoutKnown(let layout) = event {
+                    let reader = GuestReader(layout, layout.blocks.map(memory))
+                    guest.update { $0 = reader }
+                }
+                report(event)
+            }
+        case .direct(let memory):
+            self.report = report
+            guest.update { $0 = memory.reader }
+            direct = StreamSource.DirectPages(memory: memory, orders: DirectOrders())
         }
         for index in 0..<count {
             let (queue, counter) = (queues[index], counters[index])
             _ = try WorkerThread("apus-send-\(index)") { [self] in
                 guard let connection = lanes.take(index) else { return }
                 var lane = SendLane(
-                    index: index, of: count, connection, queue, counter, options)
-                do throws(FabricError) { try lane.run() } catch {
-                    fail(FlowFailure("link", "Lane \(index) to the destination broke: \(error)"))
-                }
+                    index: index, of: count, connection, queue, counter, options, guest)
+                do throws(FabricError) { try lane.run() } catch { fail(FlowFailure(error, lane: index)) }
                 queue.close()
             }
         }
@@ -174,6 +189,18 @@ public final class SourceFlow: Sendable {
     }
 }
 
+extension FlowFailure {
+    fileprivate init(_ error: FabricError, lane: Int) {
+        if case .auditFailed(let pages) = error {
+            self.init(
+                "verify",
+                "\(pages) pages at the destination differ from the source's, although they were sent again \(SourceAudit.passes) times.")
+        } else {
+            self.init("link", "Lane \(lane) to the destination broke: \(error)")
+        }
+    }
+}
+
 /// Connected lanes on their way to their threads.
 public final class LaneConnections: Sendable {
     private let boxes: [OneShot<Connection>]
@@ -209,6 +236,7 @@ public final class DestinationFlow: Sendable {
     private let laneSockets = Monitor<[Socket]>([])
     private let report: @Sendable (DestinationFlowEvent) -> Void
     private let over = Monitor(false)
+    private let fenceWait = Monitor<Double?>(nil)
     private let usedPorts = Monitor<[String: String]>([:])
 
     /// Starts the return path's thread; lanes are attached one by one.
@@ -258,7 +286,7 @@ public final class DestinationFlow: Sendable {
             case .stream: try writeStream(message)
             case .layout: try learnLayout(message)
             case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end,
-                .squeezedStream, .update, .patchable:
+                .squeezedStream, .update, .patchable, .audit:
                 throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
             }
         } catch { fail(error) }
@@ -278,11 +306,17 @@ public final class DestinationFlow: Sendable {
         return sample
     }
 
+    /// How long the device state waited for the last pages; nil: it has not come.
+    public var fenceMs: Double? { fenceWait.read { $0 } }
     /// How each RAM block was filled: name -> `mapped`, `process`, `stream`.
     public var installed: [String: String] { usedPorts.read { $0 } }
 
     private func writeStream(_ message: ControlLink.Message) throws(FlowFailure) {
-        if message.epoch > 0 && !state.waitForFence(message.epoch) { return }
+        if message.epoch > 0 {
+            let began = Instant.now()
+            guard state.waitForFence(message.epoch) else { return }
+            fenceWait.update { $0 = $0 ?? Instant.now().ms(since: began) }
+        }
         do throws(SystemError) { try feed.write(message.bytes.rawBytes) } catch {
             throw FlowFailure("qemu-load", "The destination QEMU has closed its migration socket: \(error).")
         }

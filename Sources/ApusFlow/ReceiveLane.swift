@@ -113,6 +113,7 @@ struct ReceiveLane: ~Copyable, Sendable {
         var updates = UpdateDecoder(layout: prologue.layout)
         var replica = ReplicaMap(share)
         var installer = try makeInstaller(prologue)
+        var audit = DestinationAudit(share, prologue)
         if takesLines { try announce(prologue.patchable) }
         while true {
             let frame = try receive()
@@ -125,6 +126,8 @@ struct ReceiveLane: ~Copyable, Sendable {
             case .update where takesLines:
                 try install(&updates, &replica, &installer)
                 try applied()
+            case .audit:
+                try compare(&audit)
             case .fence:
                 state.passed(frame.epoch, lane: share.lane)
                 try sendCredit()
@@ -178,6 +181,19 @@ struct ReceiveLane: ~Copyable, Sendable {
             counters.linePages.add(counts.pages)
             counters.changedLines.add(counts.lines)
         } catch { throw failure(error, in: "an update") }
+    }
+
+    private mutating func compare(_ audit: inout DestinationAudit) throws(FlowFailure) {
+        try audit.compare(receiver.payload)
+        do throws(FabricError) { try Self.answer(&sender, UInt16(share.lane), audit) } catch {
+            throw FlowFailure("link", "Lane \(share.lane) to the source broke: \(error)")
+        }
+    }
+
+    private static func answer(
+        _ sender: inout FrameSender, _ lane: UInt16, _ audit: borrowing DestinationAudit
+    ) throws(FabricError) {
+        try sender.send(.want, lane: lane, audit.answer.bytes)
     }
 
     private func failure(_ error: PayloadError, in what: String) -> FlowFailure {

@@ -46,6 +46,10 @@ struct SendLane: ~Copyable, Sendable {
     private var sentBytes: UInt64 = 0
     private var creditedBytes: UInt64 = 0
     private var linesMayCome: Bool
+    /// What the receiver can change, and therefore read.
+    private var patchable = PageRanges()
+    private var audit: SourceAudit
+    private let verifies: Bool
 
     /// Share of a 1 Gb/s link that is assumed before anything is measured.
     private static let assumedBytesPerNs = 0.125
@@ -54,8 +58,10 @@ struct SendLane: ~Copyable, Sendable {
 
     init(
         index: Int, of count: Int, _ connection: consuming Connection, _ lanes: LaneQueue, _ counters: LaneCounters,
-        _ options: FlowOptions
+        _ options: FlowOptions, _ guest: Monitor<GuestReader?>
     ) {
+        audit = SourceAudit(LaneShare(lane: index, lanes: count), guest)
+        verifies = options.verifies
         self.index = UInt16(index)
         self.lanes = lanes
         self.counters = counters
@@ -83,6 +89,7 @@ struct SendLane: ~Copyable, Sendable {
                 _ = lanes.pool.send(batch)
             case .fence(let epoch):
                 try flush()
+                try verify()
                 account(bytes: try sender.send(.fence, lane: index, epoch: epoch))
             }
             counters.cpuNs.set(Instant.threadCPUNs())
@@ -184,9 +191,15 @@ struct SendLane: ~Copyable, Sendable {
             try credit(frame)
         case .patchable where linesMayCome:
             linesMayCome = false
-            do throws(FrameError) { encoder.mayPatch(try PatchablePayload.pages(receiver.payload)) } catch {
+            do throws(FrameError) { patchable = try PatchablePayload.pages(receiver.payload) } catch {
                 throw .frame(error)
             }
+            encoder.mayPatch(patchable)
+        case .want where audit.isWaiting():
+            guard frame.length == WantPayload.byteCount else {
+                throw .frame(.wrongLength(kind: .want, length: frame.length))
+            }
+            audit.answered(receiver.payload.littleEndian(at: 0))
         default:
             throw .frame(.unexpectedKind(frame.kind))
         }
@@ -230,6 +243,45 @@ struct SendLane: ~Copyable, Sendable {
             counters.zstdPages.add(result.squeezedPages)
             counters.zstdBytes.add(result.squeezedBytes)
         }
+    }
+
+    // MARK: The audit
+
+    /// Compares all pages that both sides can read, and sends again what differs, until nothing does. The guest is
+    /// stopped, and everything that was sent is installed before the first digest is compared.
+    private mutating func verify() throws(FabricError) {
+        guard verifies else { return }
+        var due = audit.runs(in: patchable)
+        for _ in 0..<SourceAudit.passes {
+            for from in stride(from: 0, to: due.count, by: AuditPayload.entriesMax) {
+                let length = try audit.ask(Array(due[from..<min(from + AuditPayload.entriesMax, due.count)]))
+                account(bytes: try Self.transmit(&sender, index, audit, length))
+                // One question is on its way while the next is made.
+                while audit.isFull() { try waitForCredit() }
+            }
+            while audit.isWaiting() { try waitForCredit() }
+            counters.auditedPages.add(due.reduce(0) { $0 + $1.count })
+            due = audit.takeDiffering()
+            for run in due { try sendWhole(run.first, run.count) }
+            if due.isEmpty { return }
+        }
+        throw .auditFailed(pages: due.reduce(0) { $0 + $1.count })
+    }
+
+    private static func transmit(
+        _ sender: inout FrameSender, _ lane: UInt16, _ audit: borrowing SourceAudit, _ length: Int
+    ) throws(FabricError) -> Int {
+        try sender.send(.audit, lane: lane, audit.question.bytes.extracting(0..<length))
+    }
+
+    private mutating func sendWhole(_ first: PageNumber, _ count: Int) throws(FabricError) {
+        guard var batch = lanes.pool.receive() else { throw .closed }
+        encoder.forget(first: first, count: count)
+        try audit.fill(&batch, first, count)
+        try send(&batch)
+        batch.reset()
+        _ = lanes.pool.send(batch)
+        counters.repairedPages.add(count)
     }
 
     private func countLines() {

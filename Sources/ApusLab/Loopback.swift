@@ -22,7 +22,11 @@ public final class Loopback: Sendable {
     private let reception: Reception
     private let control: ControlLink
 
-    public init(lanes: Int, blocks: [(name: String, byteCount: UInt64)], mapped: Bool = true) throws {
+    /// - Parameter guest: what the first block really holds at the source.
+    public init(
+        lanes: Int, blocks: [(name: String, byteCount: UInt64)], mapped: Bool = true,
+        options: FlowOptions = FlowOptions(), guest: GuestWindow? = nil
+    ) throws {
         layout = try Layout(blocks)
         ram = try Descriptor.memoryFile(byteCount: blocks[0].byteCount)
         window = try GuestWindow(ram, fileOffset: 0, byteCount: blocks[0].byteCount)
@@ -58,7 +62,10 @@ public final class Loopback: Sendable {
                     reception.endpoint, Hello(role: .lane, lane: UInt16(lane), lanes: UInt32(lanes))))
         }
         source = try SourceFlow(
-            .stream(nearSource), control: control, lanes: connections, options: FlowOptions(),
+            .stream(nearSource), control: control, lanes: connections, options: options,
+            memory: { block in
+                if let guest, block.name == firstName { .mapped(guest) } else { .stream }
+            },
             report: { [sourceEvents] event in sourceEvents.update { $0.append(event) } })
     }
 

@@ -71,6 +71,25 @@ internal import Glibc
         unsafe memset(base + Int(offset), 0, byteCount)
     }
 
+    /// As ``copyOut(at:byteCount:to:bufferOffset:)`` but through the file: a hole reads as zeros and stays one.
+    public func read(
+        at offset: UInt64, byteCount: Int, to buffer: inout PageBuffer, bufferOffset: Int
+    ) throws(SystemError) {
+        check(offset, byteCount)
+        precondition(bufferOffset >= 0 && byteCount <= buffer.byteCount - bufferOffset)
+        var done = 0
+        while done < byteCount {
+            let count = try retrying("pread") {
+                unsafe pread(
+                    descriptor.number, buffer.base + bufferOffset + done, byteCount - done,
+                    off_t(fileOffset + offset) + off_t(done))
+            }
+            // Somebody has cut the file.
+            guard count > 0 else { throw SystemError("pread", code: EIO) }
+            done += count
+        }
+    }
+
     /// Gives all pages back: the block reads as zero. Only for a guest that does not run.
     public func punch() throws(SystemError) {
         _ = try retrying("fallocate") { Int(capus_punch(descriptor.number, off_t(fileOffset), off_t(byteCount))) }

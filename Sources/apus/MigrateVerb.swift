@@ -22,6 +22,8 @@ struct MigrateVerb: AsyncParsableCommand {
     var port = MemoryPort.auto
     @Option(help: "What travels of a page that is sent again: plain (all of it), dsm (the lines that changed).")
     var mode: MigrationMode?
+    @Flag(help: "Compare all memory by digest before the switch, send again what differs. The pause gets longer.")
+    var verify = false
     @Flag(help: "Do not wait: print the job and return.") var detach = false
     @OptionGroup var connection: Connection
 
@@ -34,7 +36,7 @@ struct MigrateVerb: AsyncParsableCommand {
     func run() async throws {
         let request = MigrateRequest(
             vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout, port: port,
-            mode: mode)
+            mode: mode, verify: verify ? true : nil)
         // Trapped before the job exists: a Ctrl-C in between must abort it, not leave it without its watcher.
         let interrupts = detach ? nil : await UnixSignalsSequence(trapping: .sigint)
         try await connection.run { client in

@@ -40,11 +40,36 @@ extension Text {
             let text = "\(name)  \(Units.count(form.pages)) pages, \(Units.bytes(form.wireBytes))"
             rows.append((index == 0 ? "pages" : "", text))
         }
+        rows += again(summary)
         if !summary.installed.isEmpty { rows.append(("RAM", installed(summary.installed))) }
         if summary.sourceCPUS != nil || summary.destinationCPUS != nil {
             func seconds(_ value: Double?) -> String { value.map { "\(Units.decimals($0, 2)) s" } ?? "?" }
             rows.append(
                 ("agent CPU", "source \(seconds(summary.sourceCPUS)), destination \(seconds(summary.destinationCPUS))"))
+        }
+        return rows
+    }
+
+    /// What the memory port and changed lines did.
+    private static func again(_ summary: JobSummary) -> [(String, String)] {
+        var rows: [(String, String)] = []
+        if let lines = summary.lines, lines.pages + lines.samePages > 0 {
+            let perPage = lines.pages > 0 ? Double(lines.changedLines) / Double(lines.pages) : 0
+            rows.append(
+                (
+                    "sent again",
+                    "\(Units.decimals(perPage, 1)) lines of \(lines.lineBytes) bytes a page, "
+                        + "\(Units.decimals(lines.ratio * 100, 1)) % of the pages; hashes \(Units.bytes(lines.tableBytes))"
+                ))
+        }
+        if let verified = summary.verifiedPages {
+            let repaired = summary.repairedPages ?? 0
+            rows.append(("verified", "\(Units.count(verified)) pages, \(Units.count(repaired)) of them sent again"))
+        }
+        if let port = summary.port {
+            let hot = summary.hotPages.map { ", \(Units.count($0)) hot pages kept for the switch" } ?? ""
+            let fence = summary.fenceMs.map { ", fence \(Units.milliseconds($0))" } ?? ""
+            rows.append(("port", port.rawValue + hot + fence))
         }
         return rows
     }

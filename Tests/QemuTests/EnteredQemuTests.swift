@@ -55,7 +55,7 @@ struct EnteredQemu {
     ) async throws -> EnteredQemu {
         let image = try GuestImage.find()
         var workload = Workload(name: "entered", pattern: .incompressible)
-        workload.sharesMemory = sharesMemory
+        workload.ram = sharesMemory ? .file : .anonymous
         workload.memoryKiB = 256 * 1024 + 8
         workload.regionMiB = 96
         let accelerator = await Accelerator.probe(qemu: program, image: image)

@@ -301,7 +301,7 @@ actor IncomingMigration {
             .loaded(
                 PreparedReport(
                     pagesInstalled: counters.pages, wireBytes: counters.wireBytes, loadMs: now.ms(since: lastStream),
-                    installed: flow?.installed ?? [:])))
+                    installed: flow?.installed ?? [:], fenceMs: flow?.fenceMs)))
     }
 
     // MARK: After the verdict

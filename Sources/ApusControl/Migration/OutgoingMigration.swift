@@ -156,6 +156,7 @@ actor OutgoingMigration {
         case .prepared(let report):
             marks.prepared = Instant.now()
             marks.loadMs = report.loadMs
+            marks.fenceMs = report.fenceMs
             marks.installed = report.installed
         case .running(let report):
             marks.running = Instant.now()

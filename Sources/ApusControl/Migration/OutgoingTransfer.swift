@@ -57,14 +57,13 @@ final class OutgoingTransfer: Sendable {
     ) async throws -> SourceFlow {
         let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
-        let options = FlowOptions(
-            bytesPerS: migration.request.bandwidthMBps.map { $0 * 1e6 },
-            maxDowntimeMs: Double(migration.request.maxDowntimeMs))
+        let options = FlowOptions(for: migration.request)
         let port: SourcePort =
             if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
-        return try SourceFlow(port, control: link, lanes: lanes, options: options) { event in
-            migration.flowReports(event)
-        }
+        let reach = memory == nil && options.verifies ? await MachineMemory.Locator(machine) : nil
+        return try SourceFlow(
+            port, control: link, lanes: lanes, options: options, memory: { reach?.port(of: $0) ?? .stream },
+            report: { migration.flowReports($0) })
     }
 
     /// Makes QEMU migrate into a socket of ours.
@@ -227,5 +226,14 @@ extension OutgoingMigration {
                 post(.localFailed(problem))
             }
         }
+    }
+}
+
+extension FlowOptions {
+    init(for request: MigrateRequest) {
+        self.init(
+            bytesPerS: request.bandwidthMBps.map { $0 * 1e6 }, maxDowntimeMs: Double(request.maxDowntimeMs))
+        if request.mode == .plain { lineBytes = nil }
+        verifies = request.verify ?? false
     }
 }

@@ -13,6 +13,7 @@ struct SwitchMarks: Sendable {
     /// At the destination: from the last page to SHUT 0, and from the verdict to RESUME.
     var loadMs: Double?
     var resumeMs: Double?
+    var fenceMs: Double?
     var predictedDowntimeMs: Double?
     var installed: [String: String] = [:]
     var destinationCPUS: Double?
@@ -170,6 +171,16 @@ extension OutgoingMigration {
         summary.wireBytes = sample.wireBytes
         summary.firstRoundBytes = monitor.firstRoundBytes
         summary.hotPages = sample.rounds?.heldPages
+        summary.fenceMs = marks.fenceMs
+        if request.verify ?? false {
+            summary.verifiedPages = sample.auditedPages
+            summary.repairedPages = sample.repairedPages
+        }
+        if let lineBytes = FlowOptions(for: request).lineBytes {
+            summary.lines = LineSummary(
+                lineBytes: lineBytes, pages: sample.linePages, changedLines: sample.changedLines,
+                wireBytes: sample.lineBytes, samePages: sample.samePages, tableBytes: sample.lineTableBytes)
+        }
         summary.forms = [
             FormCount(form: "zero", pages: sample.zeroPages, wireBytes: 0),
             FormCount(form: "raw", pages: sample.rawPages, wireBytes: sample.rawPages * 4096),

@@ -162,14 +162,18 @@ public struct PreparedReport: Codable, Sendable, Equatable {
     public var loadMs: Double
     /// How RAM was installed: block name -> `mapped`, `process`, `stream`.
     public var installed: [String: String]
+    /// How long the device state waited here for the last pages.
+    public var fenceMs: Double?
 
     public init(
-        pagesInstalled: UInt64 = 0, wireBytes: UInt64 = 0, loadMs: Double = 0, installed: [String: String] = [:]
+        pagesInstalled: UInt64 = 0, wireBytes: UInt64 = 0, loadMs: Double = 0, installed: [String: String] = [:],
+        fenceMs: Double? = nil
     ) {
         self.pagesInstalled = pagesInstalled
         self.wireBytes = wireBytes
         self.loadMs = loadMs
         self.installed = installed
+        self.fenceMs = fenceMs
     }
 }
 

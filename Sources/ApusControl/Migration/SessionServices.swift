@@ -162,7 +162,7 @@ extension SessionProblem {
             self.init(
                 "peer-strange", "What listens at \(there) is not an Apus agent. \(error)",
                 advice: "Give the address of the agent's migration link (link.listen in its configuration).")
-        case .system, .refused, .closed, .timedOut:
+        case .system, .refused, .closed, .timedOut, .auditFailed:
             self.init(
                 "peer-unreachable", "The agent at \(there) cannot be reached: \(error)",
                 advice: "Check that `apus agent` runs there, listens on this address, and no firewall is between.")

@@ -22,7 +22,7 @@ public enum FrameKind: UInt8, Sendable, CaseIterable {
     case fence = 9
     /// Receiver to sender of a lane: u64 bytes and u64 batches installed since the start.
     case credit = 10
-    /// Receiver to sender: pages wanted now. The urgent lane is kept for it; not used yet.
+    /// Receiver to sender of a lane: u64, which entries of the audit are to be sent again, bit by bit.
     case want = 11
     /// The sender of a lane has nothing more to say. No payload.
     case end = 12
@@ -32,6 +32,8 @@ public enum FrameKind: UInt8, Sendable, CaseIterable {
     case patchable = 14
     /// A stream frame in small: u32 bytes of the stream, then an LZ4 block. With feature `lz4` only.
     case squeezedStream = 15
+    /// Sender to receiver of a lane, the guest being stopped: digests of pages, ``AuditPayload``. Answered by `want`.
+    case audit = 16
 }
 
 public enum FrameError: Error, Equatable, Sendable {
@@ -95,7 +97,8 @@ public struct FrameHeader: Equatable, Sendable {
         case .batch: BatchLimits.payloadBytesMax
         case .fence, .end: 0
         case .credit: 16
-        case .want: 4096
+        case .want: WantPayload.byteCount
+        case .audit: AuditPayload.bytesMax
         case .update: BatchLimits.updateBytesMax
         case .patchable: PatchablePayload.bytesMax
         }
