@@ -30,4 +30,16 @@ public struct Replica: ~Copyable {
         }
         return wrong
     }
+
+    /// Pages of this copy that are not what the file has.
+    public mutating func differences(from file: GuestWindow) -> Int {
+        var different = 0
+        for at in stride(from: 0, to: window.byteCount, by: 4096) {
+            file.copyOut(at: at, byteCount: 4096, to: &piece, bufferOffset: 0)
+            if !bytes.bytes.extracting(Int(at)..<Int(at) + 4096).equals(piece.bytes.extracting(0..<4096)) {
+                different += 1
+            }
+        }
+        return different
+    }
 }

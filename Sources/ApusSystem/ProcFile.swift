@@ -67,15 +67,26 @@ public enum ProcFile {
 
     /// Field 3 of `/proc/PID/stat` says that only the exit status is left.
     static func isZombie(stat text: String) -> Bool {
-        guard let end = text.lastIndex(of: ")") else { return false }
-        return text[text.index(after: end)...].split(separator: " ").first.map { $0 == "Z" || $0 == "X" } ?? false
+        fields(stat: text).first.map { $0 == "Z" || $0 == "X" } ?? false
     }
 
-    /// Field 22 of `/proc/PID/stat`. The name in field 2 may hold anything, so counting starts after its last `)`.
+    /// Field 9, the flags: PF_IO_WORKER, PF_USER_WORKER or PF_KTHREAD; it never runs the process's own code.
+    static func isKernelThread(stat text: String) -> Bool {
+        let fields = fields(stat: text)
+        guard fields.count > 6, let flags = UInt32(fields[6]) else { return false }
+        return flags & (0x10 | 0x4000 | 0x20_0000) != 0
+    }
+
+    /// Field 22 of `/proc/PID/stat`: clock ticks since boot.
     public static func startTicks(stat text: String) -> UInt64? {
-        guard let end = text.lastIndex(of: ")") else { return nil }
-        let fields = text[text.index(after: end)...].split(separator: " ")
+        let fields = fields(stat: text)
         return fields.count > 19 ? UInt64(fields[19]) : nil
+    }
+
+    /// From field 3 on. The name in field 2 may hold anything, so counting starts after its last `)`.
+    private static func fields(stat text: String) -> [Substring] {
+        guard let end = text.lastIndex(of: ")") else { return [] }
+        return text[text.index(after: end)...].split(separator: " ")
     }
 }
 

@@ -73,7 +73,11 @@ int64_t capus_pagemap_scan(int fd, enum capus_scan_kind kind, int protect, uint6
     }
     int found = ioctl(fd, SCAN_REQUEST, &scan);
     if (found < 0) return -errno;
-    *start = scan.walk_end;
+    // The kernel's walk_end is where a buffer of its own, of 512 regions, was full for the last time, although the walk
+    // went on from there (do_pagemap_scan in fs/proc/task_mmu.c, 6.7 to 6.18 at least). What counts is whether there was
+    // room left, and the last region.
+    uint64_t last = found > 0 ? regions[found - 1].end : 0;
+    *start = (size_t)found < regions_max ? end : scan.walk_end > last ? scan.walk_end : last;
     return found;
 }
 

@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -23,7 +24,10 @@ int capus_pidfd_getfd(int pidfd, int fd) {
 
 _Static_assert(sizeof(struct user_regs_struct) == sizeof(((struct capus_thread *)0)->found), "x86-64 registers");
 
-_Static_assert(CAPUS_CALL_CLOSE == SYS_close && CAPUS_CALL_FUTEX == SYS_futex, "x86-64 system calls");
+_Static_assert(CAPUS_CALL_CLOSE == SYS_close && CAPUS_CALL_MMAP == SYS_mmap && CAPUS_CALL_MADVISE == SYS_madvise &&
+                   CAPUS_CALL_FUTEX == SYS_futex && CAPUS_CALL_MEMFD_CREATE == SYS_memfd_create &&
+                   CAPUS_MEMFD_CLOEXEC == MFD_CLOEXEC,
+               "x86-64 system calls");
 
 // Turns of waiting with the CPU held, about a millisecond, before the waiting sleeps.
 #define TURNS_AWAKE 2000
@@ -39,6 +43,7 @@ _Static_assert(CAPUS_CALL_CLOSE == SYS_close && CAPUS_CALL_FUTEX == SYS_futex, "
 //
 //   rsp ->  leave        where the `ret` of the call gadget goes
 //           ucontext     what rt_sigreturn then loads: every register and the signal mask, as they are at home
+//           name         for memfd_create
 //
 // While we live the thread never gets that far: it is stopped when its call returns, and set back from here.
 // When we are killed in the middle, the kernel detaches and the thread runs on from where it is: it finishes the
@@ -52,6 +57,7 @@ _Static_assert(CAPUS_CALL_CLOSE == SYS_close && CAPUS_CALL_FUTEX == SYS_futex, "
 struct frame {
     uint64_t leave;
     ucontext_t home;
+    char name[sizeof CAPUS_MEMORY_NAME];
 };
 
 static uint64_t now_ns(void) {
@@ -139,7 +145,10 @@ int capus_thread_borrow(struct capus_thread *thread, const struct capus_gadgets 
     g[REG_RIP] = home.rip, g[REG_EFL] = home.eflags;
     g[REG_CSGSFS] = (greg_t)(home.cs | home.gs << 16 | home.fs << 32 | home.ss << 48);
 
+    memcpy(frame.name, CAPUS_MEMORY_NAME, sizeof frame.name);
+
     thread->frame = (home.rsp - RED_ZONE - sizeof frame) & ~15ull;
+    thread->name = thread->frame + offsetof(struct frame, name);
     struct iovec mine = {&frame, sizeof frame}, theirs = {(void *)thread->frame, sizeof frame};
     ssize_t written = process_vm_writev(thread->id, &mine, 1, &theirs, 1, 0);
     return written == sizeof frame ? 0 : written < 0 ? errno : EFAULT;

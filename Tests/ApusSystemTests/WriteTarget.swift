@@ -15,7 +15,10 @@ final class WriteTarget: Sendable {
     var areas: [WriteTracker.Area] { [shared, anonymous] }
     var journal: String { "\(folder)/journal" }
 
-    init(mib: UInt64 = 32) throws {
+    /// - Parameters:
+    ///   - user: whom it runs as; nil: as these tests do.
+    ///   - isFiltered: it may not call userfaultfd(2).
+    init(mib: UInt64 = 32, user: UInt32? = nil, isFiltered: Bool = false) throws {
         folder = NSTemporaryDirectory() + "apus-target-\(UUID().uuidString)"
         try FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: true)
         let (mine, its) = try Socket.pair()
@@ -34,12 +37,15 @@ final class WriteTarget: Sendable {
 
     /// A program built beside the tests.
     static func start(
-        _ name: String, _ arguments: [String], log: String, descriptors: [Int32] = []
+        _ name: String, _ arguments: [String], user: UInt32? = nil, log: String, descriptors: [Int32] = []
     ) throws -> ProcessHandle {
         let runner = try #require(ProcFile.link("/proc/self/exe"))
         let path = URL(fileURLWithPath: runner).deletingLastPathComponent().appendingPathComponent(name).path
+        var words = [path] + arguments
+        if let user { words = ["/usr/bin/setpriv", "--reuid=\(user)", "--clear-groups"] + words }
         return try ProcessHandle.spawn(
-            SpawnRequest(executable: path, arguments: arguments, logPath: log, descriptors: descriptors))
+            SpawnRequest(
+                executable: words[0], arguments: Array(words.dropFirst()), logPath: log, descriptors: descriptors))
     }
 
     var log: String { "\(folder)/log" }

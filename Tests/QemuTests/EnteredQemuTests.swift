@@ -34,6 +34,50 @@ extension RealGuests {
             }
         }
 
+        /// As libvirt starts it: QEMU's own seccomp filter.
+        @Test(.timeLimit(.minutes(5)), arguments: programs)
+        func aFilteredQemuIsEntered(program: String) async throws {
+            try await Lab.with { lab in
+                let filter = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+                let guest = try await EnteredQemu.start(
+                    program, sharesMemory: true, options: ["-sandbox", filter], in: lab)
+                let tracker = try WriteTracker.attach(
+                    pid: guest.pid, areas: [guest.memory], journal: lab.path("journal"))
+                try await ContinuousClock().sleep(for: .milliseconds(200))
+                #expect(try tracker.writtenBytes() > 0)
+                try tracker.detach()
+                try await guest.proves()
+            }
+        }
+
+        @Test(.timeLimit(.minutes(5)), arguments: programs)
+        func aGuestGoesOnInAFile(program: String) async throws {
+            try await Lab.with { lab in
+                let guest = try await EnteredQemu.start(program, sharesMemory: false, in: lab)
+                let rebase = try MemoryRebase.begin(
+                    pid: guest.pid, area: guest.memory, journal: lab.path("journal"))
+                while try rebase.prepare() {
+                    try await guest.qmp.execute(.stop)
+                    try rebase.exchange()
+                    try await guest.qmp.execute(.cont)
+                    rebase.close()
+                }
+                try await guest.qmp.execute(.stop)
+                let file = try #require(rebase.file)
+                let window = try GuestWindow(file, fileOffset: 0, byteCount: guest.memory.byteCount)
+                var replica = Replica(guest.memory, of: guest.pid)
+                try replica.copyAll()
+                #expect(replica.differences(from: window) == 0)
+                try await guest.qmp.execute(.cont)
+                try await guest.proves()
+                // The guest writes to the file now.
+                #expect(replica.differences(from: window) > 100)
+                let maps = try ProcFile.read("/proc/\(guest.pid)/maps")
+                #expect(maps.contains("/memfd:apus-ram"))
+                #expect(!FileManager.default.fileExists(atPath: lab.path("journal")))
+            }
+        }
+
         private func take(_ tracker: WriteTracker, _ replica: inout Replica) throws -> UInt64 {
             var runs: [(offset: UInt64, byteCount: UInt64)] = []
             try tracker.takeWritten { runs.append(($1, $2)) }
@@ -60,9 +104,9 @@ struct EnteredQemu {
         workload.regionMiB = 96
         let accelerator = await Accelerator.probe(qemu: program, image: image)
         let words =
-            [program] + workload.arguments(run: lab.folder, image: image, accelerator: accelerator) + options + [
-                "-qmp", "unix:\(lab.path("qmp.sock")),server=on,wait=off",
-            ]
+            // Before the console, so that it is there when that is.
+            [program, "-qmp", "unix:\(lab.path("qmp.sock")),server=on,wait=off"] + options
+            + workload.arguments(run: lab.folder, image: image, accelerator: accelerator)
         let process = try await lab.start("qemu", words)
         let console = try await Console.connect(path: lab.path("console.sock"))
         lab.later("console") { await console.close() }

@@ -1,7 +1,7 @@
 // A process to be entered: it has memory of both kinds, writes to it all the time, and notices when one of its threads
 // comes back from a system call that it did not make.
 //
-//   write-target BYTES          control socket: descriptor 3
+//   write-target BYTES [filtered]      control socket: descriptor 3; filtered: may not call userfaultfd(2)
 //
 //   thread     does
 //   main       answers commands
@@ -19,15 +19,19 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -102,8 +106,19 @@ static uint64_t offset(void) {
     return at;
 }
 
+static int filter(void) {
+    struct sock_filter rules[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {.len = sizeof rules / sizeof *rules, .filter = rules};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) < 0;
+}
+
 int main(int count, char **words) {
-    if (count != 2) return 2;
+    if (count < 2 || (count > 2 && filter() != 0)) return 2;
     bytes = strtoull(words[1], NULL, 10);
     memory_file = memfd_create("write-target", MFD_CLOEXEC);
     if (memory_file < 0 || ftruncate(memory_file, (off_t)bytes) < 0) return 1;

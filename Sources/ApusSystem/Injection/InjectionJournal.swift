@@ -8,6 +8,7 @@ internal import Glibc
 ///     known 23                          userfaultfds that were there before
 ///     area 7f2a40000000 20000000        address, bytes; hexadecimal
 ///     sysctl                            vm.unprivileged_userfaultfd is to be 0 again
+///     rebase                            a memory file may be there that nothing maps
 ///     descriptor 41                     ours; missing: perhaps there is one that is not known
 ///
 /// Each state replaces the file as a whole, and is on the disk before the next step is taken.
@@ -17,6 +18,7 @@ struct InjectionJournal: Equatable {
     var known: [Int32] = []
     var areas: [WriteTracker.Area] = []
     var opensSysctl = false
+    var rebases = false
     var descriptor: Int32?
 
     private static let title = "apus-injection 1"
@@ -26,6 +28,7 @@ struct InjectionJournal: Equatable {
         lines += known.map { "known \($0)" }
         lines += areas.map { "area \(String($0.address, radix: 16)) \(String($0.byteCount, radix: 16))" }
         if opensSysctl { lines.append("sysctl") }
+        if rebases { lines.append("rebase") }
         if let descriptor { lines.append("descriptor \(descriptor)") }
         return lines.joined(separator: "\n") + "\n"
     }
@@ -44,6 +47,7 @@ struct InjectionJournal: Equatable {
                     areas.append(.init(address: address, byteCount: bytes))
                 }
             case ("sysctl", 1): opensSysctl = true
+            case ("rebase", 1): rebases = true
             case ("descriptor", 2): descriptor = Int32(words[1])
             default: return nil
             }

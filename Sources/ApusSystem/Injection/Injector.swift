@@ -50,9 +50,25 @@ struct Injector: Sendable {
     /// - Returns: its result.
     /// - Throws: `InjectionError`; `.refused` with the call's own errno.
     func call(_ request: InjectedCall) throws(InjectionError) -> Int64 {
-        let result = try Self.onTracer { () throws(InjectionError) in try callHere(request) }
-        guard result >= 0 else { throw .refused(pid: pid, SystemError(request.name, code: Int32(-result))) }
-        return result
+        try Self.onTracer { () throws(InjectionError) in try callHere(request) }
+    }
+
+    /// Stops all threads, runs `preparation`, then has one of the threads make the calls, and lets them all go.
+    ///
+    /// - Parameter preparation: what has to be done while nothing of the process runs; its error ends it all.
+    /// - Throws: `InjectionError`. When the first call is refused, nothing has happened; what later ones answer counts
+    ///   for nothing.
+    func callWhileStopped(
+        _ requests: [InjectedCall], after preparation: @escaping @Sendable () throws(InjectionError) -> Void
+    ) throws(InjectionError) {
+        try Self.onTracer { () throws(InjectionError) in
+            var stopped = try StoppedThreads.stopAll(of: pid, pastSeccomp: pastSeccomp)
+            guard try stopped.borrow(gadgets) else { throw .noSleepingThread(pid: pid, ms: 0) }
+            try preparation()
+            guard let first = requests.first else { return }
+            _ = try stopped.call(first, gadgets)
+            for request in requests.dropFirst() { _ = try? stopped.call(request, gadgets) }
+        }
     }
 
     private func callHere(_ request: InjectedCall) throws(InjectionError) -> Int64 {
@@ -71,16 +87,11 @@ struct Injector: Sendable {
     /// Threads that sleep in a futex, oldest first: a QEMU's RCU thread is older than any vCPU, and nobody misses it
     /// for a moment. The first thread and, where they have names, vCPUs are left out.
     private func sleepingThreads() throws(InjectionError) -> [Int32] {
-        do throws(SystemError) {
-            return try ProcFile.numbers(in: "/proc/\(pid)/task").filter { id in
-                let task = "/proc/\(pid)/task/\(id)"
-                guard id != pid, let call = try? ProcFile.read("\(task)/syscall"),
-                    call.hasPrefix("\(CAPUS_CALL_FUTEX) ")
-                else { return false }
-                return (try? ProcFile.read("\(task)/comm"))?.hasPrefix("CPU ") == false
-            }
-        } catch {
-            throw .processGone(pid: pid)
+        try StoppedThreads.userThreads(of: pid).filter { id in
+            let task = "/proc/\(pid)/task/\(id)"
+            guard id != pid, let call = try? ProcFile.read("\(task)/syscall"), call.hasPrefix("\(CAPUS_CALL_FUTEX) ")
+            else { return false }
+            return (try? ProcFile.read("\(task)/comm"))?.hasPrefix("CPU ") == false
         }
     }
 

@@ -23,7 +23,7 @@ public final class WriteTracker: Sendable {
 
     private let areas: [Area]
     private let journal: String
-    private let injector: Injector
+    let injector: Injector
     /// Our copy of the descriptor.
     private let faults: Descriptor
     private let scan: Mutex<PageScan>
@@ -45,11 +45,20 @@ public final class WriteTracker: Sendable {
     /// - Parameter journal: a file on a disk that tells a successor what is inside the process; see ``cleanUp(journal:)``.
     /// - Throws: `InjectionError`; nothing is left behind then, and no journal.
     public static func attach(pid: Int32, areas: [Area], journal: String) throws(InjectionError) -> WriteTracker {
+        try attach(pid: pid, areas: areas, journal: journal, rebases: false)
+    }
+
+    /// - Parameter rebases: a memory file will be made inside the process too, which goes with the tracker unless the
+    ///   process has mapped it by then.
+    static func attach(
+        pid: Int32, areas: [Area], journal: String, rebases: Bool
+    ) throws(InjectionError) -> WriteTracker {
         precondition(areas.allSatisfy { $0.address % 4096 == 0 && $0.byteCount % 4096 == 0 && $0.byteCount > 0 })
         let injector = try Injector.open(pid: pid)
         var record = InjectionJournal(pid: pid, startTicks: injector.startTicks)
         record.known = Foreign.userfaultfds(of: pid)
         record.areas = areas
+        record.rebases = rebases
         try record.create(journal)
         do throws(InjectionError) {
             let number = try openFaults(injector, &record, journal)
@@ -151,6 +160,9 @@ public final class WriteTracker: Sendable {
                 if unregistering { unregister(try injector.copy(descriptor: number), record.areas) }
                 _ = try injector.call(.close(number))
             }
+            if record.rebases, injector.startTicks == record.startTicks {
+                for number in Foreign.unmappedMemoryFiles(of: record.pid) { _ = try injector.call(.close(number)) }
+            }
         } catch {
             if case .processGone = error {} else { throw error }
         }
@@ -202,33 +214,6 @@ public final class WriteTracker: Sendable {
     /// Ends the tracking and takes all protection off the pages; memory that is gone, or was never registered, has none.
     private static func unregister(_ faults: Descriptor, _ areas: [Area]) {
         for area in areas { _ = capus_fault_unregister(faults.number, area.address, area.byteCount) }
-    }
-}
-
-/// Userfaultfds inside another process.
-enum Foreign {
-    /// Numbers of all of them.
-    static func userfaultfds(of pid: Int32) -> [Int32] {
-        let all = (try? ProcFile.numbers(in: "/proc/\(pid)/fd")) ?? []
-        return all.filter { ProcFile.link("/proc/\(pid)/fd/\($0)") == "anon_inode:[userfaultfd]" }
-    }
-
-    /// What a journal tells of, as far as it is there. Without a number, whatever was not there before and tracks
-    /// writes as we do, or was never initialised: QEMU's own is for something else, and is at once.
-    static func left(by journal: InjectionJournal) -> [Int32] {
-        userfaultfds(of: journal.pid).filter { number in
-            if let descriptor = journal.descriptor { return number == descriptor }
-            return !journal.known.contains(number) && isOursOrNobodys(number, journal.pid)
-        }
-    }
-
-    private static func isOursOrNobodys(_ number: Int32, _ pid: Int32) -> Bool {
-        // API:	aa:<features, hexadecimal>:<all features>
-        guard let info = try? ProcFile.read("/proc/\(pid)/fdinfo/\(number)"),
-            let words = ProcFile.field("API", of: info)?.split(separator: ":"), words.count == 3,
-            let features = UInt64(words[1], radix: 16)
-        else { return false }
-        return features == 0 || capus_fault_is_tracking(features) != 0
     }
 }
 

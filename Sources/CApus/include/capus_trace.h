@@ -14,7 +14,12 @@ struct capus_thread {
     uint64_t found[27];
     uint64_t signals_blocked;
     uint64_t frame;
+    // Once borrowed: where the process can read CAPUS_MEMORY_NAME.
+    uint64_t name;
 };
+
+// What a memory file made inside another process is called.
+#define CAPUS_MEMORY_NAME "apus-ram"
 
 // Two pieces of code that any program with a C library holds:
 //   call   syscall; ret
@@ -24,10 +29,14 @@ struct capus_gadgets {
     uint64_t leave;
 };
 
-// Numbers of system calls, which Swift has no header for.
+// Numbers of system calls, and a flag of one, which Swift has no header for.
 enum {
     CAPUS_CALL_CLOSE = 3,
+    CAPUS_CALL_MMAP = 9,
+    CAPUS_CALL_MADVISE = 28,
     CAPUS_CALL_FUTEX = 202,
+    CAPUS_CALL_MEMFD_CREATE = 319,
+    CAPUS_MEMFD_CLOEXEC = 1,
 };
 
 struct capus_call {
