@@ -33,7 +33,10 @@ struct LabCommand: AsyncParsableCommand {
 struct Bench: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Measurements beside QEMU itself.",
-        subcommands: [BenchMigrate.self, BenchSpeed.self, BenchFlow.self, BenchInstall.self, BenchRender.self],
+        subcommands: [
+            BenchMigrate.self, BenchSpeed.self, BenchFlow.self, BenchInstall.self, BenchLines.self,
+            BenchRender.self,
+        ],
         defaultSubcommand: BenchMigrate.self)
 }
 
