@@ -1,5 +1,6 @@
 import ApusAPI
 import ApusLab
+import ApusSystem
 import Foundation
 import Testing
 
@@ -49,7 +50,7 @@ extension RealGuests {
             let pid = try #require(try await agent.qemuPID(of: Self.vm))
             let names = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd")
             let links = names.compactMap { try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\($0)") }
-            let maps = try String(contentsOfFile: "/proc/\(pid)/smaps", encoding: .utf8)
+            let maps = try ProcFile.read("/proc/\(pid)/smaps")
             let watched = maps.split(separator: "\n").filter { $0.hasPrefix("VmFlags:") && $0.contains(" uw") }
             return links.filter { $0.contains("userfaultfd") } + watched.map(String.init)
         }

@@ -45,6 +45,8 @@ final class FaultStage {
     let lab: Lab
     let pair: HostPair
     let peer: ApusPeer
+    /// `--port` of every migration.
+    let port: ApusPeer.Port
     private(set) var agents: [Agent] = []
     private(set) var console: Console!
     private(set) var here = 0
@@ -53,18 +55,20 @@ final class FaultStage {
     var source: Agent { agents[here] }
     var destination: Agent { agents[1 - here] }
 
-    private init(_ lab: Lab, _ pair: HostPair) {
+    private init(_ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port) {
         self.lab = lab
+        self.port = port
         self.pair = pair
         peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
     }
 
     /// Runs `body` with two agents and, unless told otherwise, a guest on the first.
-    static func with(guest: Bool = true, rate: UInt64? = FaultStage.rate, _ body: (FaultStage) async throws -> Void)
-        async throws
-    {
+    static func with(
+        guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto,
+        _ body: (FaultStage) async throws -> Void
+    ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
-            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate))
+            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), port)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)
@@ -158,7 +162,7 @@ final class FaultStage {
     func migrate(maxDowntimeMs: Int, to host: String? = nil) async throws -> JobStatus {
         let text = try await source.apus([
             "migrate", Self.vm, host ?? destination.endpoint, "--detach", "--json", "--max-downtime",
-            "\(maxDowntimeMs)",
+            "\(maxDowntimeMs)", "--port", port.rawValue,
         ])
         return try Agent.decode(JobStatus.self, text)
     }
