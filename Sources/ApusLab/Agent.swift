@@ -85,8 +85,8 @@ public struct Agent: Sendable {
     /// The same with what the job told on its way, unless that goes to this terminal.
     func follow(_ name: String, to host: String, _ peer: ApusPeer, showing: Bool = false) async throws -> JobHistory {
         let words = ["migrate", name, host, "--verbose"] + peer.migrateOptions
-        guard showing else { return try JobHistory(lines: try await apus(words + ["--json"], seconds: peer.timeoutS)) }
-        try await apus(words, seconds: peer.timeoutS, showing: true)
+        guard showing else { return try JobHistory(lines: try await apus(words + ["--json"], seconds: peer.patienceS)) }
+        try await apus(words, seconds: peer.patienceS, showing: true)
         return JobHistory(updates: [try await latestJob(of: name)])
     }
 
