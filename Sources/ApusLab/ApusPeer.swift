@@ -101,12 +101,9 @@ public struct ApusPeer: Sendable {
         let started = ContinuousClock.now
         // The destination's console is there as soon as its QEMU is, long before the guest runs in it.
         async let there = Console.connect(path: destination.consolePath(of: Self.vm), seconds: patienceS)
-        let history = try await source.follow(Self.vm, to: destination.endpoint, self, showing: narrate != nil)
+        let history = try await source.migrate(Self.vm, to: destination.endpoint, self, showing: narrate != nil)
         let ended = ContinuousClock.now
         let job = history.job
-        guard job.phase == .completed else {
-            throw LabError.migrationFailed(peer: label, reason: job.error?.description ?? "phase \(job.phase.rawValue)")
-        }
         let console = try await there
         outcome.totalMs = (ended - started).milliseconds
         outcome.prepareMs = (console.connected - started).milliseconds
