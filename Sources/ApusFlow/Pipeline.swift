@@ -111,7 +111,7 @@ public final class SourceFlow: Sendable {
         }
         for index in 0..<count {
             let (queue, counter) = (queues[index], counters[index])
-            _ = try WorkerThread("apus-send-\(index)") { [self] in
+            _ = try WorkerThread("apus-send-\(index)", nice: WorkerThread.background) { [self] in
                 guard let connection = lanes.take(index) else { return }
                 var lane = SendLane(
                     index: index, of: count, connection, queue, counter, options, guest)
@@ -271,7 +271,7 @@ public final class DestinationFlow: Sendable {
         let socket = connection.socket
         laneSockets.update { $0.append(socket) }
         let box = OneShot(connection)
-        _ = try WorkerThread("apus-recv-\(index)") { [self] in
+        _ = try WorkerThread("apus-recv-\(index)", nice: WorkerThread.background) { [self] in
             guard let connection = box.take() else { return }
             var lane = ReceiveLane(
                 index: index, of: counters.count, connection, counters[index], state, feed)
