@@ -194,7 +194,8 @@ extension FlowFailure {
         if case .auditFailed(let pages) = error {
             self.init(
                 "verify",
-                "\(pages) pages at the destination differ from the source's, although they were sent again \(SourceAudit.passes) times.")
+                "\(pages) pages at the destination differ from the source's, although they were sent again \(SourceAudit.passes) times."
+            )
         } else {
             self.init("link", "Lane \(lane) to the destination broke: \(error)")
         }

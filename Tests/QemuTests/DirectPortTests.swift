@@ -49,7 +49,9 @@ extension RealGuests {
         private func traces(in agent: Agent) async throws -> [String] {
             let pid = try #require(try await agent.qemuPID(of: Self.vm))
             let names = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd")
-            let links = names.compactMap { try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\($0)") }
+            let links = names.compactMap {
+                try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\($0)")
+            }
             let maps = try ProcFile.read("/proc/\(pid)/smaps")
             let watched = maps.split(separator: "\n").filter { $0.hasPrefix("VmFlags:") && $0.contains(" uw") }
             return links.filter { $0.contains("userfaultfd") } + watched.map(String.init)
@@ -83,7 +85,8 @@ extension RealGuests {
 
         /// Disks that read into pinned memory: rounds are scanned with no request under way.
         @Test(.timeLimit(.minutes(2))) func aDiskWithDirectIO() async throws {
-            let image = FileManager.default.temporaryDirectory.path + "/apus-direct-\(UInt32.random(in: 0...UInt32.max)).img"
+            let image =
+                FileManager.default.temporaryDirectory.path + "/apus-direct-\(UInt32.random(in: 0...UInt32.max)).img"
             defer { try? FileManager.default.removeItem(atPath: image) }
             #expect(FileManager.default.createFile(atPath: image, contents: Data(count: 8 << 20)))
             let disk = [
@@ -117,7 +120,9 @@ extension RealGuests {
         @Test(.timeLimit(.minutes(3))) func nothingStaysInQemu() async throws {
             try await FaultStage.with { stage in
                 for isKill in [false, true] {
-                    try await fault(isKill ? "kill -9 while QEMU is watched" : "abort while QEMU is watched", String?.none) {
+                    try await fault(
+                        isKill ? "kill -9 while QEMU is watched" : "abort while QEMU is watched", String?.none
+                    ) {
                         let job = try await stage.begin(.laterRound)
                         #expect(try await traces(in: stage.source).count >= 2)
                         if isKill {
