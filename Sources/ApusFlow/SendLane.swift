@@ -251,6 +251,8 @@ struct SendLane: ~Copyable, Sendable {
     /// stopped, and everything that was sent is installed before the first digest is compared.
     private mutating func verify() throws(FabricError) {
         guard verifies else { return }
+        // Which pages the receiver can read is the first thing it says, and may be on its way.
+        while linesMayCome { try waitForCredit() }
         var due = audit.runs(in: patchable)
         for _ in 0..<SourceAudit.passes {
             for from in stride(from: 0, to: due.count, by: AuditPayload.entriesMax) {

@@ -32,7 +32,7 @@ import Yams
         ("AdoptRequest", Samples.adopt), ("MachineSummary", Samples.machine), ("MigrateRequest", Samples.migrate),
         ("ResolveRequest", Samples.resolve), ("JobStatus", Samples.job(.completed)), ("JobProgress", Samples.progress),
         ("JobSummary", Samples.summary), ("DowntimePart", Samples.summary.downtimeParts[0]),
-        ("FormCount", Samples.summary.forms[0]),
+        ("FormCount", Samples.summary.forms[0]), ("LineSummary", Samples.lines),
     ]
 
     @Test("every schema and every property, both ways") func properties() throws {
@@ -69,6 +69,8 @@ import Yams
             let properties = Self.schemas[schema]?["properties"] as? [String: [String: Any]]
             return properties?[property]?["enum"] as? [String]
         }
+        #expect(written("MigrateRequest", "port") == MemoryPort.allCases.map(\.rawValue))
+        #expect(written("MigrateRequest", "mode") == MigrationMode.allCases.map(\.rawValue))
         #expect(written("JobStatus", "phase") == JobPhase.allCases.map(\.rawValue))
         #expect(written("MachineSummary", "origin")?.allSatisfy { MachineOrigin(rawValue: $0) != nil } == true)
         #expect(written("MachineSummary", "state")?.allSatisfy { MachineState(rawValue: $0) != nil } == true)

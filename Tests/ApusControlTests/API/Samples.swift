@@ -14,7 +14,8 @@ enum Samples {
         memoryBytes: 1 << 30, vcpus: 2, qmpPath: "/run/apus/vms/web/qmp.sock",
         command: ["qemu-system-x86_64", "-append", "it's quiet", "-m", "1G"], job: "j1",
         note: "Guest RAM stays private.")
-    static let migrate = MigrateRequest(vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60)
+    static let migrate = MigrateRequest(vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, port: .direct, mode: .dsm,
+        verify: true)
     static let resolve = ResolveRequest(commit: true)
 
     static var progress: JobProgress {
@@ -31,6 +32,9 @@ enum Samples {
         progress.predictedDowntimeMs = 41.26
         return progress
     }
+
+    static let lines = LineSummary(
+        lineBytes: 128, pages: 900, changedLines: 1800, wireBytes: 240_000, samePages: 100, tableBytes: 14_200_000)
 
     static var summary: JobSummary {
         var summary = JobSummary()
@@ -50,6 +54,13 @@ enum Samples {
             .init(form: "zstd", pages: 28_031, wireBytes: 83_000_000),
         ]
         summary.installed = ["pc.ram": "mapped", "pc.bios": "stream", "pc.rom": "stream", "vga.vram": "stream"]
+        summary.port = .direct
+        summary.firstRoundBytes = 209_000_000
+        summary.hotPages = 12
+        summary.lines = lines
+        summary.verifiedPages = 262_144
+        summary.repairedPages = 0
+        summary.fenceMs = 0.4
         summary.sourceCPUS = 0.42
         summary.destinationCPUS = 0.513
         return summary
