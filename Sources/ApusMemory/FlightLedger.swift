@@ -54,12 +54,13 @@ public struct FlightLedger: ~Copyable, Sendable {
         return true
     }
 
-    /// Takes one unconfirmed run out, any order; nil when none is left, and then all counts as confirmed.
+    /// Takes one unconfirmed run out, any order; nil when none is left: then nothing is in flight, and the next frame
+    /// takes the number behind the last confirmed one, as the receiver counts.
     ///
     /// After a lost connection: first ``confirm(upTo:)`` what the receiver says it has applied.
     public mutating func takeUnconfirmed() -> (first: PageNumber, count: Int)? {
         guard runsOut < runsIn else {
-            confirmed = sent
+            sent = confirmed
             return nil
         }
         let word = runs.bytes.littleEndian(at: Self.offset(runsOut), as: UInt64.self)
