@@ -52,7 +52,8 @@ final class LinkRouter<Event: Sendable>: Sendable {
             // Before the flow runs nobody has asked for these.
             guard let take = flow.read({ $0 }) else { return link.cut() }
             take(frame)
-        case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .squeezedStream, .update, .patchable, .audit:
+        case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .squeezedStream, .update, .patchable,
+            .audit:
             link.cut()
         }
     }
