@@ -95,7 +95,7 @@ let package = Package(
         .executableTarget(
             name: "lab",
             dependencies: [
-                "ApusLab", "ApusSystem", "ApusMemory", "ApusWire", "ApusFlow", "CMallocCount",
+                "ApusLab", "ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFlow", "CMallocCount",
                 product("ArgumentParser", "swift-argument-parser"),
             ], swiftSettings: strict),
 

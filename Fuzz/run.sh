@@ -28,6 +28,22 @@ StreamReader)
     swiftc $flags -module-name Fuzz Fuzz/StreamReader/*.swift Tests/ApusWireTests/Qemu/StreamFeeder.swift \
         "$out/ApusSystem.o" "$out/ApusWire.o" -o "$out/$target"
     ;;
+Updates)
+    # The fence as a whole: its C, and the maps of the libraries' headers.
+    mkdir -p "$out/CApus"
+    printf 'module CApus { umbrella "%s" export * }\n' "$PWD/Sources/CApus/include" >"$out/CApus/module.modulemap"
+    flags="$flags -I $out/CApus -I Sources/CZstd -I Sources/CLZ4 -I Sources/CXXHash"
+    for source in Sources/CApus/*.c; do
+        clang -O2 -I Sources/CApus/include -c "$source" -o "$out/$(basename "$source" .c).o"
+    done
+    module ApusSystem Sources/ApusSystem/*.swift
+    module ApusMemory Sources/ApusMemory/*.swift
+    module ApusCodec Sources/ApusCodec/*.swift
+    # shellcheck disable=SC2086
+    swiftc $flags -module-name Fuzz Fuzz/Updates/*.swift "$out/ApusSystem.o" "$out/ApusMemory.o" "$out/ApusCodec.o" \
+        "$out"/capus*.o \
+        -lzstd -llz4 -lxxhash -o "$out/$target"
+    ;;
 *)
     echo "No fuzz target $target" >&2
     exit 2

@@ -58,7 +58,7 @@ public final class DestinationFlow: Sendable {
     }
 
     private func startLane(_ index: Int) throws(SystemError) {
-        _ = try WorkerThread("apus-recv-\(index)") { [self] in
+        _ = try WorkerThread("apus-recv-\(index)", nice: WorkerThread.background) { [self] in
             guard let prologue = state.waitForPrologue(), let connection = docks[index].next()?.connection.take()
             else { return }
             var lane = ReceiveLane(

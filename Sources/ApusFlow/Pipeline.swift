@@ -117,7 +117,7 @@ public final class SourceFlow: Sendable {
         for index in 0..<count {
             docks[index].offer(lanes.boxes[index], lanes.sockets[index])
             let (queue, counter, dock) = (queues[index], counters[index], docks[index])
-            _ = try WorkerThread("apus-send-\(index)") { [self] in
+            _ = try WorkerThread("apus-send-\(index)", nice: WorkerThread.background) { [self] in
                 guard let connection = dock.next()?.connection.take() else { return }
                 var lane = SendLane(
                     index: index, of: count, connection, queue, counter, options, guest, dock,

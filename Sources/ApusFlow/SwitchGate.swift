@@ -44,8 +44,9 @@ public struct SwitchGate: Sendable {
 
     private let maxDowntimeMs: Double
     private var lastRound = 0
-    private var lastRoundStartBytes = Double.infinity
-    private var thisRoundStartBytes = Double.infinity
+    /// What the shortest round so far began with.
+    private var lowestRoundBytes = Double.infinity
+    private var isShrinking = true
     public private(set) var isOpen = false
 
     public init(maxDowntimeMs: Double) { self.maxDowntimeMs = maxDowntimeMs }
@@ -67,15 +68,15 @@ public struct SwitchGate: Sendable {
         if isOpen { return false }
         if sample.round != lastRound {
             lastRound = sample.round
-            lastRoundStartBytes = thisRoundStartBytes
-            thisRoundStartBytes = sample.remainingBytes
+            // Against the lowest, not the last: rounds of a steady writer go up and down for ever.
+            isShrinking = sample.remainingBytes < 0.7 * lowestRoundBytes
+            lowestRoundBytes = min(lowestRoundBytes, sample.remainingBytes)
         }
         // Nothing is known of the writable working set before the first round is over.
         guard sample.round >= 2 else { return false }
         let forecast = forecast(sample)
         guard forecast.downtimeMs <= maxDowntimeMs else { return false }
         let pagesMs = (forecast.stopBytes - Self.deviceBytes) / max(sample.linkBytesPerS, 1) * 1000
-        let isShrinking = thisRoundStartBytes < 0.7 * lastRoundStartBytes
         let isAffordable = forecast.stopBytes - Self.deviceBytes < sample.savedBytes
         if pagesMs > Self.goodEnoughMs && isShrinking && isAffordable { return false }
         isOpen = true

@@ -72,22 +72,29 @@ public struct Agent: Sendable {
         return console
     }
 
-    /// `apus migrate NAME HOST`: the finished job.
+    /// `apus migrate NAME HOST`: the completed job, with what it told on its way unless that went to this terminal.
     ///
     /// - Parameter showing: the command's own progress goes to this terminal.
-    /// - Throws: `LabError.commandFailed` with what the command printed when the job did not complete.
+    /// - Throws: `LabError.migrationFailed` with the job's own reason; `LabError.commandFailed` when there was no job.
     public func migrate(
         _ name: String, to host: String, _ peer: ApusPeer, showing: Bool = false
-    ) async throws -> JobStatus {
-        try await follow(name, to: host, peer, showing: showing).job
-    }
-
-    /// The same with what the job told on its way, unless that goes to this terminal.
-    func follow(_ name: String, to host: String, _ peer: ApusPeer, showing: Bool = false) async throws -> JobHistory {
+    ) async throws -> JobHistory {
         let words = ["migrate", name, host, "--verbose"] + peer.migrateOptions
-        guard showing else { return try JobHistory(lines: try await apus(words + ["--json"], seconds: peer.timeoutS)) }
-        try await apus(words, seconds: peer.timeoutS, showing: true)
-        return JobHistory(updates: [try await latestJob(of: name)])
+        if showing {
+            try await apus(words, seconds: peer.patienceS, showing: true)
+            return JobHistory(updates: [try await latestJob(of: name)])
+        }
+        let result = try await attempt(words + ["--json"], seconds: peer.patienceS)
+        guard let history = try? JobHistory(lines: result.output) else {
+            throw LabError.commandFailed(
+                command: words.joined(separator: " "), status: result.status, output: result.errors + result.output)
+        }
+        let job = history.job
+        guard job.phase == .completed else {
+            throw LabError.migrationFailed(
+                peer: peer.label, reason: job.error?.description ?? "it is \(job.phase.rawValue) \(result.errors)")
+        }
+        return history
     }
 
     public func jobs() async throws -> [JobStatus] {

@@ -18,7 +18,10 @@ public struct ApusPeer: Sendable {
     /// TCP connections for pages, `link.lanes` of both agents; nil: their default.
     public var lanes: Int?
     public var maxDowntimeMs = 300
+    /// After it `apus migrate` gives up and says why.
     public var timeoutS: Double = 150
+    /// How long the laboratory waits for the command itself.
+    var patienceS: Double { timeoutS + 30 }
     /// The destination's migration port.
     static let port = 4600
     private static let vm = "prover"
@@ -58,7 +61,7 @@ public struct ApusPeer: Sendable {
 
     /// What `apus migrate` is told beside VM and host.
     var migrateOptions: [String] {
-        var words = ["--max-downtime", "\(maxDowntimeMs)"]
+        var words = ["--max-downtime", "\(maxDowntimeMs)", "--timeout", "\(Int(timeoutS))"]
         if let port { words += ["--port", port.rawValue] }
         if let mode { words += ["--mode", mode.rawValue] }
         return words
@@ -103,13 +106,10 @@ public struct ApusPeer: Sendable {
         narrate?("$ apus migrate \(Self.vm) \(destination.endpoint) --verbose")
         let started = ContinuousClock.now
         // The destination's console is there as soon as its QEMU is, long before the guest runs in it.
-        async let there = Console.connect(path: destination.consolePath(of: Self.vm), seconds: timeoutS)
-        let history = try await source.follow(Self.vm, to: destination.endpoint, self, showing: narrate != nil)
+        async let there = Console.connect(path: destination.consolePath(of: Self.vm), seconds: patienceS)
+        let history = try await source.migrate(Self.vm, to: destination.endpoint, self, showing: narrate != nil)
         let ended = ContinuousClock.now
         let job = history.job
-        guard job.phase == .completed else {
-            throw LabError.migrationFailed(peer: label, reason: job.error?.description ?? "phase \(job.phase.rawValue)")
-        }
         let console = try await there
         outcome.totalMs = (ended - started).milliseconds
         outcome.prepareMs = (console.connected - started).milliseconds

@@ -26,11 +26,19 @@ public struct JobHistory: Sendable {
     public var job: JobStatus { updates[updates.count - 1] }
 
     /// Bytes put on the link after the first pass over all memory; nil when the job did not complete or told nothing on
-    /// its way. Without the agent's count it is taken from the last update of round 1, which is too much, never too
+    /// its way. Without the agent's count it is taken from the last news of round 1, which is too much, never too
     /// little: by what the link carries between two updates.
     public var bytesAfterRound1: UInt64? {
         guard let total = job.summary?.wireBytes, job.phase == .completed else { return nil }
-        let before = updates.last { !$0.phase.isFinal && $0.progress.round <= 1 }
-        return (firstRoundBytes ?? before?.progress.wireBytes).map { total - min($0, total) }
+        return (firstRoundBytes ?? lastNewsOfRound1?.wireBytes).map { total - min($0, total) }
+    }
+
+    /// While QEMU does not answer, as in its last round, updates repeat its former round and remaining memory beside
+    /// newer bytes: they are no news.
+    private var lastNewsOfRound1: JobProgress? {
+        updates.lazy.filter { !$0.phase.isFinal }.map(\.progress).prefix { $0.round <= 1 }
+            .reduce(nil) { news, progress in
+                news?.memoryRemainingBytes == progress.memoryRemainingBytes ? news : progress
+            }
     }
 }

@@ -25,11 +25,7 @@ public struct Shuttle: Sendable {
     public mutating func hop() async throws -> Double {
         let from = agents[hops % 2], to = agents[(hops + 1) % 2]
         async let there = Console.connect(path: to.consolePath(of: Self.name), seconds: peer.timeoutS)
-        let job = try await from.migrate(Self.name, to: to.endpoint, peer)
-        guard job.phase == .completed else {
-            throw LabError.migrationFailed(
-                peer: peer.label, reason: job.error?.description ?? "phase \(job.phase.rawValue)")
-        }
+        let job = try await from.migrate(Self.name, to: to.endpoint, peer).job
         let console = try await there
         try await console.verdicts(2, seconds: 60)
         await here.close()

@@ -27,7 +27,6 @@ public struct FlightLedger: ~Copyable, Sendable {
         sent - confirmed < UInt64(Limits.batchesInFlight)
             && runsIn - runsOut + UInt64(Self.frameRunsMax) <= UInt64(Limits.runsInFlight)
     }
-    public var isEmpty: Bool { sent == confirmed }
 
     /// A new frame; its runs follow with ``add(first:count:)``. ``hasRoom`` must be true.
     public mutating func begin() {
@@ -54,10 +53,10 @@ public struct FlightLedger: ~Copyable, Sendable {
         return true
     }
 
-    /// Takes one unconfirmed run out, any order; nil when none is left: then nothing is in flight, and the next frame
-    /// takes the number behind the last confirmed one, as the receiver counts.
+    /// Takes one unconfirmed run out, in any order; nil when none is left.
     ///
-    /// After a lost connection: first ``confirm(upTo:)`` what the receiver says it has applied.
+    /// After a lost connection: first ``confirm(upTo:)`` what the receiver says it has applied, then take all. The frames
+    /// that never arrived then count as never sent: both ends go on from the same number.
     public mutating func takeUnconfirmed() -> (first: PageNumber, count: Int)? {
         guard runsOut < runsIn else {
             sent = confirmed

@@ -22,6 +22,7 @@ public struct Digest: Sendable, Equatable {
     }
 
     public static func == (a: Digest, b: Digest) -> Bool {
-        (a.words[0] ^ b.words[0]) | (a.words[1] ^ b.words[1]) | (a.words[2] ^ b.words[2]) | (a.words[3] ^ b.words[3]) == 0
+        (a.words[0] ^ b.words[0]) | (a.words[1] ^ b.words[1]) | (a.words[2] ^ b.words[2]) | (a.words[3] ^ b.words[3])
+            == 0
     }
 }

@@ -3,7 +3,7 @@ internal import CXXHash
 /// Keyed hashes of the lines of a page: XXH3, 64 bits, with a secret that is drawn anew for every hasher, so that nobody
 /// who writes the pages can choose lines that share a hash.
 ///
-/// Lines of 128 bytes take XXH3's path for short input, which is the fastest per byte (see `lab bench lines`).
+/// Lines of 128 bytes take XXH3's path for short input, the fastest per byte (see `./dev bench lines`).
 public struct LineHasher: ~Copyable, Sendable {
     public static let hashBytes = 8
     /// XXH3's own default length.

@@ -1,6 +1,7 @@
 #define _GNU_SOURCE
 #include "capus.h"
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struct iovec *remote) {
     return process_vm_readv(pid, local, 1, remote, 1, 0);
@@ -28,3 +29,5 @@ void *capus_grow(void *old, size_t old_count, size_t new_count) {
     if (old) return mremap(old, old_count, new_count, MREMAP_MAYMOVE);
     return mmap(NULL, new_count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
+
+void capus_nice_thread(int nice) { setpriority(PRIO_PROCESS, 0, nice); }

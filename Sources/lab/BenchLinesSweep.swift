@@ -23,8 +23,9 @@ struct BenchLinesSweep: AsyncParsableCommand {
 
     private func measure() async throws {
         let workloads = lines.split(separator: ",").map { "lines-\($0)" }.joined(separator: ",")
-        let report = try await options.measure(options.matrix(workloads: workloads, rates: rates, peers: peers))
-        try report.writeSweep(into: output)
+        let matrix = try await options.matrix(workloads: workloads, rates: rates, peers: peers)
+        let report = try await options.measure(matrix) { try $0.writeSweep(into: output) }
+        note("results: \(output)/results.json, results.md, chart.svg")
         print(LinesSweep(report).markdown)
         try report.mustBeGood()
     }

@@ -31,8 +31,8 @@ struct BenchMigrate: AsyncParsableCommand {
         var matrix = try await options.matrix(
             workloads: quick ? "idle,incompressible" : workloads, rates: quick ? "1G" : rates, peers: peers)
         if quick { matrix.runs = 1 }
-        let report = try await options.measure(matrix)
-        try report.write(into: output)
+        let report = try await options.measure(matrix) { try $0.write(into: output) }
+        note("results: \(output)/results.json, results.md, chart.svg")
         report.print()
         try report.mustBeGood()
     }

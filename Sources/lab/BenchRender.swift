@@ -17,9 +17,13 @@ struct BenchRender: ParsableCommand {
         guard !reports.isEmpty else { throw ValidationError("no files") }
         var report = reports.removeFirst()
         for other in reports { report.outcomes += other.outcomes }
-        if linesSweep { return try report.writeSweep(into: output) }
-        try report.write(into: output)
-        report.print()
+        if linesSweep {
+            try report.writeSweep(into: output)
+        } else {
+            try report.write(into: output)
+            report.print()
+        }
+        note("results: \(output)/results.json, results.md, chart.svg")
     }
 }
 
@@ -52,6 +56,5 @@ extension Report {
         try json().write(to: folder.appendingPathComponent("results.json"))
         try Data(markdown.utf8).write(to: folder.appendingPathComponent("results.md"))
         try Data(svg.utf8).write(to: folder.appendingPathComponent("chart.svg"))
-        note("results: \(folder.path)/results.json, results.md, chart.svg")
     }
 }

@@ -30,11 +30,14 @@ struct BenchSpeed: AsyncParsableCommand {
     private func measure() async throws {
         var matrix = try await options.matrix(workloads: "incompressible", rates: "none", peers: peers)
         matrix.workloads = [guest]
-        let report = try await options.measure(matrix)
-        try FileManager.default.createDirectory(atPath: output, withIntermediateDirectories: true)
-        try report.json().write(to: URL(fileURLWithPath: "\(output)/speed.json"))
+        let report = try await options.measure(matrix) { try save($0) }
         print(table(report).plain)
         for line in ratios(report) { print(line) }
+    }
+
+    private func save(_ report: Report) throws {
+        try FileManager.default.createDirectory(atPath: output, withIntermediateDirectories: true)
+        try report.json().write(to: URL(fileURLWithPath: "\(output)/speed.json"))
     }
 
     private func table(_ report: Report) -> Table {

@@ -48,10 +48,11 @@ struct Demo: AsyncParsableCommand {
     private func introduce(
         _ workload: Workload, _ link: UInt64?, _ accelerator: Accelerator, _ program: QemuProgram
     ) {
-        note(
-            "A \(workload.memoryKiB / 1024) MB guest (QEMU \(program.version), \(accelerator.rawValue.uppercased())) rewrites"
-        )
-        note("\(workload.pagesPerS) pages a second and compares all it wrote, for ever; it ticks every 5 ms.")
+        let program = "QEMU \(program.version), \(accelerator.rawValue.uppercased())"
+        let work = workload.pattern == .redis ? "has redis-server answer" : "rewrites"
+        let unit = workload.pattern == .redis ? "requests" : "pages"
+        note("A \(workload.memoryKiB / 1024) MB guest (\(program)) \(work)")
+        note("\(workload.pagesPerS) \(unit) a second and compares all it wrote, for ever; it ticks every 5 ms.")
         if HostPair.canMakeNamespaces {
             note("The hosts are two network namespaces joined by a \(rateName(link)) link.")
         } else {

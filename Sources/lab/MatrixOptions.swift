@@ -76,16 +76,18 @@ struct MatrixOptions: ParsableArguments {
         }
     }
 
-    /// Measures and tells each outcome as it comes.
-    func measure(_ matrix: Matrix) async throws -> Report {
+    /// Measures; tells each outcome as it comes, and saves what there is, so that an interruption costs one migration.
+    func measure(_ matrix: Matrix, save: (Report) throws -> Void) async throws -> Report {
         let image = try GuestImage.find()
         let accelerator = await Accelerator.probe(qemu: qemu, image: image)
         note("\(matrix.cells.count) migrations, guests under \(accelerator.rawValue.uppercased())")
         var report = Report.empty(accelerator)
-        report.outcomes = try await matrix.measure(image: image, accelerator: accelerator) {
+        try await matrix.measure(image: image, accelerator: accelerator) {
             cell, outcome, index, total in
             let what = "\(cell.workload.name), \(rateName(cell.rate)), \(cell.peer.label)"
             note("[\(index)/\(total)] \(what): \(outcome.line)")
+            report.outcomes.append(outcome)
+            try save(report)
         }
         return report
     }

@@ -5,10 +5,13 @@ import Testing
 @testable import ApusLab
 
 @Suite struct JobHistoryTests {
-    private func update(_ phase: JobPhase, round: Int, wire: UInt64, total: UInt64? = nil) throws -> String {
+    private func update(
+        _ phase: JobPhase, round: Int, wire: UInt64, remaining: UInt64 = 0, total: UInt64? = nil
+    ) throws -> String {
         var progress = JobProgress()
         progress.round = round
         progress.wireBytes = wire
+        progress.memoryRemainingBytes = remaining
         var job = JobStatus(
             id: "1", direction: .outgoing, vm: "a", peer: "b", phase: phase, startedAt: .distantPast,
             maxDowntimeMs: 300, progress: progress)
@@ -22,8 +25,9 @@ import Testing
 
     private func lines() throws -> [String] {
         [
-            try update(.preparing, round: 0, wire: 0), try update(.transferring, round: 1, wire: 600),
-            try update(.transferring, round: 1, wire: 700), try update(.transferring, round: 2, wire: 750),
+            try update(.preparing, round: 0, wire: 0), try update(.transferring, round: 1, wire: 600, remaining: 90),
+            try update(.transferring, round: 1, wire: 700, remaining: 20),
+            try update(.transferring, round: 2, wire: 750),
             try update(.switching, round: 3, wire: 900), try update(.completed, round: 3, wire: 1000, total: 1000),
         ]
     }
@@ -32,6 +36,16 @@ import Testing
         let history = try JobHistory(lines: lines().joined(separator: "\n") + "\n")
         #expect(history.job.phase == .completed)
         #expect(history.bytesAfterRound1 == 300)
+    }
+
+    /// QEMU in its last round answers nobody: bytes grow, its round and remaining memory stay as they were.
+    @Test func takesRepetitionsForNoNews() throws {
+        var lines = try lines()
+        lines[3...4] = [
+            try update(.transferring, round: 1, wire: 900, remaining: 20),
+            try update(.switching, round: 1, wire: 1000, remaining: 20),
+        ]
+        #expect(try JobHistory(lines: lines.joined(separator: "\n")).bytesAfterRound1 == 300)
     }
 
     @Test func prefersTheAgentsOwnCount() throws {

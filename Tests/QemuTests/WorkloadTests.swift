@@ -83,7 +83,7 @@ import Testing
     ])
     func aNameChoosesPortAndMode(_ name: String, _ options: [String]) throws {
         let peer = try #require(apus(name))
-        #expect(peer.migrateOptions == ["--max-downtime", "300"] + options)
+        #expect(peer.migrateOptions == ["--max-downtime", "300", "--timeout", "150"] + options)
         #expect(peer.label == name)
     }
 

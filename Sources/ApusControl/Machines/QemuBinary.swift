@@ -28,7 +28,7 @@ actor QemuCatalog {
     private var probes = 0
 
     /// Time a QEMU without machine gets to say what it is.
-    static let probeTimeout: Duration = .seconds(15)
+    static let probeTimeout: Duration = .seconds(30)
 
     init(runDirectory: String) { self.runDirectory = runDirectory }
 

@@ -188,8 +188,9 @@ actor IncomingMigration {
             isDialling = true
             router.dial(peer)
         case .send(let message):
-            // The counters first, so that the source's summary has them.
-            link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame)
+            // The last counters before the last message, so that the source's summary has them. Not before others: the
+            // guest stands still.
+            if case .running = message { link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame) }
             link?.post(SessionEnvelope(job: job, message: message).frame)
         case .resumeTransfer: await resumeTransfer()
         case .startGuest(let paused): await startGuest(paused: paused)

@@ -12,10 +12,9 @@ final class OutgoingTransfer: Sendable {
     let isDirect: Bool
     private let machine: Machine
 
-    /// QEMU stops by itself only when this little is left: the gate decides, not QEMU.
+    /// QEMU stops by itself only when this little is left: the gate decides, not QEMU. With the direct port this makes it
+    /// send its small blocks (ROMs) while the guest still runs.
     private static let closedDowntimeMs: UInt64 = 1
-    /// With the direct port the agent has decided before QEMU is asked: its ROMs and device state always fit.
-    private static let openDowntimeMs: UInt64 = 10_000
     private static let acceptMs = 5_000
 
     /// What the operator had set, to be put back when the VM stays here. Kept in the VM's run directory, so that the
@@ -131,9 +130,7 @@ final class OutgoingTransfer: Sendable {
             if SavedSettings.read(machine) == nil { try saved.write(machine) }
             if !changes.isEmpty { try await qmp.execute(.migrateSetCapabilities(changes)) }
             try await qmp.execute(
-                .migrateSetParameters(
-                    MigrateParameters(
-                        downtimeLimitMs: direct ? openDowntimeMs : closedDowntimeMs, maxBandwidth: 0)))
+                .migrateSetParameters(MigrateParameters(downtimeLimitMs: closedDowntimeMs, maxBandwidth: 0)))
         } catch let error as QMPError {
             throw Problem(
                 "qemu-refused", "The source QEMU refuses the settings for a migration: \(error).",

@@ -37,19 +37,18 @@ public struct Matrix: Sendable {
         return cells
     }
 
+    /// - Parameter progress: told each outcome as it comes.
     public func measure(
-        image: GuestImage, accelerator: Accelerator, progress: (Cell, Outcome, _ index: Int, _ total: Int) -> Void
-    ) async throws -> [Outcome] {
-        var outcomes: [Outcome] = []
+        image: GuestImage, accelerator: Accelerator,
+        progress: (Cell, Outcome, _ index: Int, _ total: Int) throws -> Void
+    ) async throws {
         let cells = cells
         for (index, cell) in cells.enumerated() {
             var outcome = try await cell.peer.migrate(
                 cell.workload, rate: cell.rate, image: image, accelerator: accelerator)
             outcome.run = cell.run
-            outcomes.append(outcome)
-            progress(cell, outcome, index + 1, cells.count)
+            try progress(cell, outcome, index + 1, cells.count)
         }
-        return outcomes
     }
 }
 

@@ -45,6 +45,8 @@ final class FaultStage {
     let lab: Lab
     let pair: HostPair
     let peer: ApusPeer
+    /// `--port` of every migration.
+    let port: ApusPeer.Port
     private(set) var agents: [Agent] = []
     private(set) var console: Console!
     private(set) var here = 0
@@ -53,8 +55,9 @@ final class FaultStage {
     var source: Agent { agents[here] }
     var destination: Agent { agents[1 - here] }
 
-    private init(_ lab: Lab, _ pair: HostPair, reconnectS: Double?) {
+    private init(_ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, reconnectS: Double?) {
         self.lab = lab
+        self.port = port
         self.pair = pair
         var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
         peer.reconnectS = reconnectS
@@ -65,11 +68,11 @@ final class FaultStage {
     ///
     /// - Parameter reconnectS: the agents' link.reconnectS; nil: the default.
     static func with(
-        guest: Bool = true, rate: UInt64? = FaultStage.rate, reconnectS: Double? = nil,
+        guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto, reconnectS: Double? = nil,
         _ body: (FaultStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
-            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), reconnectS: reconnectS)
+            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), port, reconnectS: reconnectS)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)
@@ -160,12 +163,11 @@ final class FaultStage {
         return job
     }
 
-    func migrate(maxDowntimeMs: Int, to host: String? = nil, port: String? = nil) async throws -> JobStatus {
-        let text = try await source.apus(
-            [
-                "migrate", Self.vm, host ?? destination.endpoint, "--detach", "--json", "--max-downtime",
-                "\(maxDowntimeMs)",
-            ] + (port.map { ["--port", $0] } ?? []))
+    func migrate(maxDowntimeMs: Int, to host: String? = nil) async throws -> JobStatus {
+        let text = try await source.apus([
+            "migrate", Self.vm, host ?? destination.endpoint, "--detach", "--json", "--max-downtime",
+            "\(maxDowntimeMs)", "--port", port.rawValue,
+        ])
         return try Agent.decode(JobStatus.self, text)
     }
 

@@ -6,10 +6,11 @@ import Testing
 extension RealGuests {
     /// `kill -9`, at each moment of a migration.
     @Suite(.enabled(if: HostPair.canMakeNamespaces, "needs root")) struct KillTests {
-        @Test(.timeLimit(.minutes(3))) func theSourceAgentDies() async throws {
-            try await FaultStage.with { stage in
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func theSourceAgentDies(port: ApusPeer.Port) async throws {
+            try await FaultStage.with(port: port) { stage in
                 for moment in FaultMoment.chosen {
-                    try await fault("kill -9 source agent", moment) {
+                    try await fault("\(port.rawValue) port: kill -9 source agent", moment) {
                         let job = try await stage.begin(moment)
                         try await stage.source.kill()
                         try await stage.restart(stage.source)
@@ -38,10 +39,11 @@ extension RealGuests {
         }
 
         /// The guest dies with its QEMU, unless the destination already holds it.
-        @Test(.timeLimit(.minutes(3))) func theSourceQemuDies() async throws {
-            try await FaultStage.with { stage in
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func theSourceQemuDies(port: ApusPeer.Port) async throws {
+            try await FaultStage.with(port: port) { stage in
                 for moment in FaultMoment.chosen {
-                    try await fault("kill -9 source QEMU", moment) {
+                    try await fault("\(port.rawValue) port: kill -9 source QEMU", moment) {
                         let job = try await stage.begin(moment)
                         let pid = try #require(try await stage.source.qemuPID(of: FaultStage.vm))
                         kill(pid, SIGKILL)

@@ -66,15 +66,15 @@ extension RealGuests {
         }
 
         /// Again and again: each time only what was on its way travels twice.
-        @Test(.timeLimit(.minutes(2)), arguments: ["direct", "stream"])
-        func theConnectionsAreResetAgainAndAgain(port: String) async throws {
-            try await FaultStage.with { stage in
-                try await fault("five resets, \(port) port", FaultMoment.firstRound) {
+        @Test(.timeLimit(.minutes(2)), arguments: [ApusPeer.Port.direct, .stream])
+        func theConnectionsAreResetAgainAndAgain(port: ApusPeer.Port) async throws {
+            try await FaultStage.with(port: port) { stage in
+                try await fault("five resets, \(port.rawValue) port", FaultMoment.firstRound) {
                     try await stage.rehearse()
                     let calm = try await stage.settle(
-                        try await stage.migrate(maxDowntimeMs: FaultStage.converging, port: port), .completed,
+                        try await stage.migrate(maxDowntimeMs: FaultStage.converging), .completed,
                         moved: true)
-                    let job = try await stage.migrate(maxDowntimeMs: FaultStage.converging, port: port)
+                    let job = try await stage.migrate(maxDowntimeMs: FaultStage.converging)
                     for times in 1...5 {
                         try await stage.source.job(of: FaultStage.vm, seconds: 20) {
                             $0.phase.isFinal || $0.progress.wireBytes > UInt64(times) << 22
@@ -87,7 +87,7 @@ extension RealGuests {
                     }
                     let ended = try await stage.settle(job, .completed, moved: true, seconds: 40)
                     #expect(ended.notes.contains { $0.contains("restored 5 times") }, "\(FaultStage.told(ended))")
-                    #expect(ended.summary?.port?.rawValue == port, "\(FaultStage.told(ended))")
+                    #expect(ended.summary?.port?.rawValue == port.rawValue, "\(FaultStage.told(ended))")
                     let once = try #require(calm.summary?.firstRoundBytes)
                     let broken = try #require(ended.summary?.firstRoundBytes)
                     print("fault | five resets | bytes of round 1: \(broken), undisturbed \(once)")

@@ -1,0 +1,142 @@
+import ApusAPI
+import ApusLab
+import ApusSystem
+import Foundation
+import Testing
+
+extension RealGuests {
+    /// The port that reads guest RAM itself: whole migrations, and that nothing of it stays.
+    @Suite(.enabled(if: HostPair.canMakeNamespaces, "needs root")) struct DirectPortTests {
+        private static let vm = "g"
+
+        /// A guest on the first of two agents, under `program`.
+        private func with(
+            _ program: String, ram: Workload.RAM = .plain, extra: [String] = [],
+            _ body: (_ source: Agent, _ destination: Agent, _ console: Console) async throws -> Void
+        ) async throws {
+            try await Lab.with { lab in
+                let pair = try await HostPair.make(in: lab, rate: 1_000_000_000)
+                let peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
+                let source = try await Agent.start("a", peer, pair.source, lab, port: 4600)
+                let destination = try await Agent.start("b", peer, pair.destination, lab, port: 4601)
+                let image = try GuestImage.find()
+                let accelerator = await Accelerator.probe(qemu: program, image: image)
+                var workload = FaultStage.workload
+                workload.ram = ram
+                let arguments = workload.arguments(run: "{run}", image: image, accelerator: accelerator)
+                try await source.apus(["vm", "run", Self.vm, "--", program] + arguments + extra)
+                let console = try await Console.connect(path: source.consolePath(of: Self.vm))
+                lab.later("console") { await console.close() }
+                try await console.verdicts(1, seconds: 90)
+                try await body(source, destination, console)
+            }
+        }
+
+        private func move(_ source: Agent, to destination: Agent, _ options: [String]) async throws -> JobStatus {
+            let text = try await source.apus(
+                ["migrate", Self.vm, destination.endpoint, "--json"] + options, seconds: 90)
+            let job = try #require(text.split(separator: "\n").last.map(String.init))
+            return try (try? Agent.decode(JobStatus.self, job)) ?? Agent.decode(JobStatus.self, text)
+        }
+
+        private func expectProof(at agent: Agent) async throws {
+            let console = try await Console.connect(path: agent.consolePath(of: Self.vm))
+            try await console.verdicts(2, seconds: 60)
+            await console.close()
+        }
+
+        /// What an agent puts into a QEMU.
+        private func traces(in agent: Agent) async throws -> [String] {
+            let pid = try #require(try await agent.qemuPID(of: Self.vm))
+            let names = try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd")
+            let links = names.compactMap {
+                try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/fd/\($0)")
+            }
+            let maps = try ProcFile.read("/proc/\(pid)/smaps")
+            let watched = maps.split(separator: "\n").filter { $0.hasPrefix("VmFlags:") && $0.contains(" uw") }
+            return links.filter { $0.contains("userfaultfd") } + watched.map(String.init)
+        }
+
+        @Test(.timeLimit(.minutes(4)), arguments: [QemuProgram.installed, QemuProgram.newer].compactMap(\.self))
+        func aBusyGuestGoesToAndFro(program: String) async throws {
+            try await with(program) { source, destination, _ in
+                let there = try await move(source, to: destination, ["--port", "direct", "--verify"])
+                #expect(there.phase == .completed && there.summary?.port == .direct, "\(there)")
+                #expect(there.summary?.repairedPages == 0)
+                #expect((there.summary?.verifiedPages ?? 0) >= UInt64(FaultStage.workload.memoryKiB / 4))
+                #expect(there.summary?.installed == ["pc.ram": "mapped"])
+                try await expectProof(at: destination)
+                let back = try await move(destination, to: source, [])
+                #expect(back.phase == .completed && back.summary?.port == .direct && back.notes == [], "\(back)")
+                try await expectProof(at: source)
+                #expect(try await traces(in: source) == [])
+            }
+        }
+
+        @Test(.timeLimit(.minutes(2))) func theStreamPortIsVerifiedToo() async throws {
+            try await with(QemuProgram.installed) { source, destination, _ in
+                let job = try await move(source, to: destination, ["--port", "stream", "--verify"])
+                #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
+                #expect(job.summary?.repairedPages == 0)
+                #expect((job.summary?.verifiedPages ?? 0) >= UInt64(FaultStage.workload.memoryKiB / 4))
+                try await expectProof(at: destination)
+            }
+        }
+
+        /// Disks that read into pinned memory: rounds are scanned with no request under way.
+        @Test(.timeLimit(.minutes(2))) func aDiskWithDirectIO() async throws {
+            let image =
+                FileManager.default.temporaryDirectory.path + "/apus-direct-\(UInt32.random(in: 0...UInt32.max)).img"
+            defer { try? FileManager.default.removeItem(atPath: image) }
+            #expect(FileManager.default.createFile(atPath: image, contents: Data(count: 8 << 20)))
+            let disk = [
+                "-drive", "if=none,id=direct,file=\(image),format=raw,cache=none,file.locking=off",
+                "-device", "virtio-blk-pci,drive=direct",
+            ]
+            try await with(QemuProgram.installed, extra: disk) { source, destination, _ in
+                let job = try await move(source, to: destination, ["--port", "direct", "--verify"])
+                #expect(job.phase == .completed && job.summary?.repairedPages == 0, "\(job)")
+                #expect(job.notes.contains { $0.contains("cache.direct=on") }, "\(job.notes)")
+                try await expectProof(at: destination)
+            }
+        }
+
+        @Test(.timeLimit(.minutes(2))) func privateMemoryGoesByTheStream() async throws {
+            try await with(QemuProgram.installed, ram: .anonymous) { source, destination, _ in
+                let refused = try await source.attempt(
+                    ["migrate", Self.vm, destination.endpoint, "--json", "--port", "direct"])
+                #expect(refused.exitCode == 1)
+                let problem = try Agent.decode(Problem.self, refused.errors)
+                FaultStage.expectsWords(problem, code: "port-not-possible")
+                #expect("\(problem)".contains("memory-backend-file,share=on"))
+                let job = try await move(source, to: destination, [])
+                #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
+                #expect(job.notes.contains { $0.contains("stream port") && $0.contains("memory-backend-file") })
+                try await expectProof(at: destination)
+            }
+        }
+
+        /// Neither an abort nor the death of the agent leaves anything in QEMU.
+        @Test(.timeLimit(.minutes(3))) func nothingStaysInQemu() async throws {
+            try await FaultStage.with { stage in
+                for isKill in [false, true] {
+                    try await fault(
+                        isKill ? "kill -9 while QEMU is watched" : "abort while QEMU is watched", String?.none
+                    ) {
+                        let job = try await stage.begin(.laterRound)
+                        #expect(try await traces(in: stage.source).count >= 2)
+                        if isKill {
+                            try await stage.source.kill()
+                            try await stage.restart(stage.source)
+                        } else {
+                            try await stage.source.apus(["job", "abort", job.id])
+                        }
+                        let ended = try await stage.settle(job, isKill ? .failed : .aborted)
+                        #expect(try await traces(in: stage.source) == [])
+                        return ended
+                    }
+                }
+            }
+        }
+    }
+}
