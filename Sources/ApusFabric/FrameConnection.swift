@@ -11,11 +11,21 @@ public enum FabricError: Error, Equatable, Sendable, CustomStringConvertible {
     case closed
     /// Nothing arrived, or nothing could be sent, in time.
     case timedOut
+    /// A page was on its way when the connection was lost, and only QEMU can read it.
+    case unreadable(page: UInt32)
     /// Pages that the receiver holds differ from the sender's, although they were sent again and again.
     case auditFailed(pages: Int)
 
     init(_ error: SystemError) {
         self = error.isTimeout ? .timedOut : error.isBrokenConnection ? .closed : .system(error)
+    }
+
+    /// The connection is gone; another one may do. Everything else is the peer's doing, or ours.
+    public var isLoss: Bool {
+        switch self {
+        case .closed, .timedOut, .system: true
+        case .frame, .refused, .auditFailed, .unreadable: false
+        }
     }
 
     public var description: String {
@@ -26,6 +36,7 @@ public enum FabricError: Error, Equatable, Sendable, CustomStringConvertible {
         case .frame(let error): "The peer sent something that is not an Apus frame: \(error)."
         case .refused(let refusal): refusal.text
         case .closed: "The connection was closed."
+        case .unreadable(let page): "Page \(page) cannot be read."
         case .auditFailed(let pages): "\(pages) pages differ."
         case .timedOut: "The connection timed out."
         }

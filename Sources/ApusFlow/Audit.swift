@@ -62,7 +62,7 @@ struct SourceAudit: ~Copyable, Sendable {
 
     /// Puts a run as it is now into an empty batch.
     mutating func fill(_ batch: inout Batch, _ first: PageNumber, _ count: Int) throws(FabricError) {
-        guard let reader = guest.read({ $0 }) else { return }
+        guard let reader = guest.read({ $0 }), reader.readable.contains(first) else { throw .unreadable(page: first) }
         do throws(SystemError) { try reader.read(first: first, count: count, into: &room, at: 0) } catch {
             throw .system(error)
         }

@@ -59,6 +59,8 @@ public struct FlowSample: Sendable, Equatable {
     public var wireBytes: UInt64 = 0
     /// Lane bytes sent and not yet confirmed as installed.
     public var unconfirmedBytes: UInt64 = 0
+    /// Lane bytes that are settled: installed, or lost with a connection.
+    public var settledBytes: UInt64 = 0
     public var cpuNs: UInt64 = 0
     /// Sum of the lanes' estimates of their link shares.
     public var linkBytesPerS: UInt64 = 0
@@ -87,6 +89,7 @@ public struct FlowSample: Sendable, Equatable {
         repairedPages += lane.repairedPages.now
         lineTableBytes += lane.lineTableBytes.now
         wireBytes += lane.wireBytes.now
+        settledBytes += min(lane.confirmedBytes.now, lane.wireBytes.now)
         unconfirmedBytes += lane.wireBytes.now &- min(lane.confirmedBytes.now, lane.wireBytes.now)
         cpuNs += lane.cpuNs.now
         linkBytesPerS += lane.linkBytesPerS.now

@@ -21,7 +21,7 @@ struct DirectSource: ~Copyable {
     private let lanes: [LaneQueue]
     private let counters: [LaneCounters]
     private let own: LaneCounters
-    private let control: ControlLink
+    private let control: ControlOutlet
     private let orders: DirectOrders
     private let progress: RoundCounters
     private let report: @Sendable (SourceFlowEvent) -> Void
@@ -42,7 +42,7 @@ struct DirectSource: ~Copyable {
 
     init(
         _ memory: DirectMemory, _ lanes: [LaneQueue], _ counters: [LaneCounters], own: LaneCounters,
-        _ control: ControlLink, _ orders: DirectOrders, _ progress: RoundCounters, _ options: FlowOptions,
+        _ control: ControlOutlet, _ orders: DirectOrders, _ progress: RoundCounters, _ options: FlowOptions,
         _ report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) {
         self.memory = memory

@@ -24,6 +24,8 @@ public enum SourceFlowEvent: Sendable, Equatable {
     case lastRoundBegan
     /// QEMU has closed the migration socket in good order, or its stream is complete.
     case streamEnded
+    /// A lane's connection broke; said once per loss. The flow stands still until ``SourceFlow/resume(at:control:lanes:)``.
+    case linkLost
     /// The flow is over; nothing more comes. The first failure only.
     case failed(FlowFailure)
 }
@@ -32,6 +34,8 @@ public enum SourceFlowEvent: Sendable, Equatable {
 public enum DestinationFlowEvent: Sendable, Equatable {
     /// The destination's QEMU has loaded everything and said so (SHUT 0).
     case loaded
+    /// A lane's connection broke, and a new one is waited for; said once per loss.
+    case linkLost
     case failed(FlowFailure)
 }
 
@@ -67,12 +71,13 @@ public final class SourceFlow: Sendable {
     private let qemu = Monitor<Socket?>(nil)
     private let direct: StreamSource.DirectPages?
     private let roundCounters = RoundCounters()
-    private let control: ControlLink
+    private let control: ControlOutlet
     private let queues: [LaneQueue]
     private let counters: [LaneCounters]
     private let readerCounters = LaneCounters()
     private let directCounters = LaneCounters()
-    private let laneSockets: [Socket]
+    private let docks: [LaneDock]
+    private let lossSaid = Monitor(false)
     private let report: @Sendable (SourceFlowEvent) -> Void
     private let guest: Monitor<GuestReader?>
     private let over = Monitor(false)
@@ -87,13 +92,13 @@ public final class SourceFlow: Sendable {
         memory: @escaping @Sendable (RAMBlock) -> BlockPort = { _ in .stream },
         report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) throws(SystemError) {
-        self.control = control
+        self.control = ControlOutlet(control)
         let guest = Monitor<GuestReader?>(nil)
         self.guest = guest
         let count = lanes.count
         queues = (0..<count).map { _ in LaneQueue() }
         counters = (0..<count).map { _ in LaneCounters() }
-        laneSockets = lanes.sockets
+        docks = (0..<count).map { _ in LaneDock() }
         switch port {
         case .stream:
             direct = nil
@@ -110,11 +115,13 @@ public final class SourceFlow: Sendable {
             direct = StreamSource.DirectPages(memory: memory, orders: DirectOrders())
         }
         for index in 0..<count {
-            let (queue, counter) = (queues[index], counters[index])
+            docks[index].offer(lanes.boxes[index], lanes.sockets[index])
+            let (queue, counter, dock) = (queues[index], counters[index], docks[index])
             _ = try WorkerThread("apus-send-\(index)", nice: WorkerThread.background) { [self] in
-                guard let connection = lanes.take(index) else { return }
+                guard let connection = dock.next()?.connection.take() else { return }
                 var lane = SendLane(
-                    index: index, of: count, connection, queue, counter, options, guest)
+                    index: index, of: count, connection, queue, counter, options, guest, dock,
+                    linkLost: { [self] in loseLink() })
                 do throws(FabricError) { try lane.run() } catch { fail(FlowFailure(error, lane: index)) }
                 queue.close()
             }
@@ -163,8 +170,49 @@ public final class SourceFlow: Sendable {
         over.update { $0 = true }
         direct?.orders.end()
         qemu.read { $0 }?.shutDown()
+        endLanes()
+    }
+
+    private func endLanes() {
+        control.end()
         for queue in queues { queue.close() }
-        for socket in laneSockets { socket.shutDown() }
+        for dock in docks { dock.end() }
+    }
+
+    // MARK: A lost connection
+
+    /// Breaks what is left of all connections; the flow then stands still, and QEMU waits for it.
+    public func hold() {
+        control.hold()
+        for dock in docks { dock.clear() }
+    }
+
+    /// Goes on, on new connections, from what the destination has.
+    ///
+    /// - Throws: `FlowFailure` `peer` when it cannot be what was sent, `resume` when what is missing cannot be sent again.
+    public func resume(
+        at point: ResumePoint, control link: ControlLink, lanes: LaneConnections
+    ) throws(FlowFailure) {
+        guard point.framesApplied.count == docks.count, lanes.count == docks.count else {
+            throw FlowFailure(
+                "peer", "The destination tells of \(point.framesApplied.count) lanes; there are \(docks.count).")
+        }
+        try control.resume(point, link)
+        lossSaid.update { $0 = false }
+        for (index, dock) in docks.enumerated() {
+            dock.offer(lanes.boxes[index], lanes.sockets[index], applied: point.framesApplied[index])
+            // A lane whose queue is full is awake.
+            _ = queues[index].queue.sendIfRoom(.wake)
+        }
+    }
+
+    private func loseLink() {
+        let isOver = over.read { $0 }
+        let isSaid = lossSaid.update { said in
+            defer { said = true }
+            return said
+        }
+        if !isOver && !isSaid { report(.linkLost) }
     }
 
     public func sample() -> FlowSample {
@@ -184,14 +232,17 @@ public final class SourceFlow: Sendable {
         guard first else { return }
         report(.failed(failure))
         direct?.orders.end()
-        for queue in queues { queue.close() }
-        for socket in laneSockets { socket.shutDown() }
+        endLanes()
     }
 }
 
 extension FlowFailure {
     fileprivate init(_ error: FabricError, lane: Int) {
-        if case .auditFailed(let pages) = error {
+        if case .unreadable(let page) = error {
+            self.init(
+                "resume",
+                "Page \(page) was on its way when the connection was lost, and only QEMU can read it.")
+        } else if case .auditFailed(let pages) = error {
             self.init(
                 "verify",
                 "\(pages) pages at the destination differ from the source's, although they were sent again \(SourceAudit.passes) times."
@@ -204,7 +255,7 @@ extension FlowFailure {
 
 /// Connected lanes on their way to their threads.
 public final class LaneConnections: Sendable {
-    private let boxes: [OneShot<Connection>]
+    let boxes: [OneShot<Connection>]
     let sockets: [Socket]
     public var count: Int { boxes.count }
 
@@ -221,175 +272,5 @@ public final class LaneConnections: Sendable {
     public func adding(_ connection: consuming Connection) -> LaneConnections {
         let socket = connection.socket
         return LaneConnections(boxes: boxes + [OneShot(connection)], sockets: sockets + [socket])
-    }
-
-    func take(_ index: Int) -> Connection? { boxes[index].take() }
-}
-
-/// The destination's half: from the lanes into the RAM of the QEMU that waits there.
-public final class DestinationFlow: Sendable {
-    private let feed: QemuFeed
-    private let control: @Sendable (ControlLink.Message) -> Void
-    private let isDirect: Bool
-    private let ports: @Sendable (RAMBlock) -> BlockPort
-    private let state: DestinationState
-    private let counters: [LaneCounters]
-    private let laneSockets = Monitor<[Socket]>([])
-    private let report: @Sendable (DestinationFlowEvent) -> Void
-    private let over = Monitor(false)
-    private let fenceWait = Monitor<Double?>(nil)
-    private let usedPorts = Monitor<[String: String]>([:])
-
-    /// Starts the return path's thread; lanes are attached one by one.
-    /// - Parameters:
-    ///   - qemu: connected to the incoming socket of the destination QEMU.
-    ///   - lanes: how many lanes will be attached.
-    ///   - isDirect: the source sends RAM blocks that QEMU leaves out of its stream.
-    ///   - ports: how to reach a RAM block.
-    ///   - send: puts a frame on the control connection; may block.
-    ///   - report: called from any of the flow's threads; must not block.
-    public init(
-        qemu: Socket, lanes: Int, isDirect: Bool = false, ports: @escaping @Sendable (RAMBlock) -> BlockPort,
-        send: @escaping @Sendable (ControlLink.Message) -> Void,
-        report: @escaping @Sendable (DestinationFlowEvent) -> Void
-    ) throws(SystemError) {
-        feed = QemuFeed(qemu)
-        control = send
-        self.isDirect = isDirect
-        self.ports = ports
-        self.report = report
-        state = DestinationState(lanes: lanes)
-        counters = (0..<lanes).map { _ in LaneCounters() }
-        _ = try WorkerThread("apus-return") { [self] in
-            do throws(FlowFailure) { try readReturnPath() } catch { fail(error) }
-        }
-    }
-
-    /// Starts a lane on its connection.
-    public func attach(_ connection: consuming Connection) throws(SystemError) {
-        let index = Int(connection.hello.lane)
-        precondition(index < counters.count)
-        let socket = connection.socket
-        laneSockets.update { $0.append(socket) }
-        let box = OneShot(connection)
-        _ = try WorkerThread("apus-recv-\(index)", nice: WorkerThread.background) { [self] in
-            guard let connection = box.take() else { return }
-            var lane = ReceiveLane(
-                index: index, of: counters.count, connection, counters[index], state, feed)
-            do throws(FlowFailure) { try lane.run() } catch { fail(error) }
-        }
-    }
-
-    /// A stream or layout frame from the control connection. Blocks until the fence it waits for is passed.
-    public func receive(_ message: ControlLink.Message) {
-        do throws(FlowFailure) {
-            switch message.kind {
-            case .stream: try writeStream(message)
-            case .layout: try learnLayout(message)
-            case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end,
-                .squeezedStream, .update, .patchable, .audit:
-                throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
-            }
-        } catch { fail(error) }
-    }
-
-    /// Ends all threads; the destination's QEMU sees its socket close.
-    public func stop() {
-        over.update { $0 = true }
-        state.fail()
-        feed.socket.shutDown()
-        for socket in laneSockets.read({ $0 }) { socket.shutDown() }
-    }
-
-    public func sample() -> FlowSample {
-        var sample = FlowSample()
-        for counter in counters { sample.add(counter) }
-        return sample
-    }
-
-    /// How long the device state waited for the last pages; nil: it has not come.
-    public var fenceMs: Double? { fenceWait.read { $0 } }
-    /// How each RAM block was filled: name -> `mapped`, `process`, `stream`.
-    public var installed: [String: String] { usedPorts.read { $0 } }
-
-    private func writeStream(_ message: ControlLink.Message) throws(FlowFailure) {
-        if message.epoch > 0 {
-            let began = Instant.now()
-            guard state.waitForFence(message.epoch) else { return }
-            fenceWait.update { $0 = $0 ?? Instant.now().ms(since: began) }
-        }
-        do throws(SystemError) { try feed.write(message.bytes.rawBytes) } catch {
-            throw FlowFailure("qemu-load", "The destination QEMU has closed its migration socket: \(error).")
-        }
-    }
-
-    private func learnLayout(_ message: ControlLink.Message) throws(FlowFailure) {
-        let layout: Layout
-        do throws(FrameError) { layout = try LayoutPayload.layout(message.bytes.rawBytes) } catch {
-            throw FlowFailure("peer", "The source sent RAM blocks that are not valid: \(error).")
-        }
-        let table: RamBlockTable
-        do throws(StreamError) {
-            table = try RamBlockTable(layout.blocks.map { RamBlock(name: $0.name, usedLength: $0.byteCount) })
-        } catch { throw FlowFailure("peer", "The source sent RAM blocks that are not valid: \(error)") }
-        let chosen = layout.blocks.map(ports)
-        if isDirect { try empty(layout, chosen) }
-        usedPorts.update { used in
-            for (block, port) in zip(layout.blocks, chosen) { used[block.name] = port.name }
-        }
-        state.begin(.init(layout: layout, table: table, ports: chosen, ramSection: message.epoch))
-    }
-
-    /// A direct source sends no page that is zero from the beginning: what firmware has put there must go.
-    private func empty(_ layout: Layout, _ ports: [BlockPort]) throws(FlowFailure) {
-        for (block, port) in zip(layout.blocks, ports) {
-            guard case .mapped(let window) = port else {
-                throw FlowFailure("install", "RAM block \(block.name) is not a shared file on this host.")
-            }
-            try wrap("install") { () throws(SystemError) in try window.punch() }
-        }
-    }
-
-    private func readReturnPath() throws(FlowFailure) {
-        var buffer = PageBuffer(byteCount: 64 << 10)
-        var reader = ReturnPathReader()
-        var held = 0
-        while true {
-            let count = try wrap("qemu-load") { () throws(SystemError) in
-                try feed.socket.read(into: &buffer, held..<buffer.byteCount)
-            }
-            guard count > 0 else {
-                throw FlowFailure("qemu-load", "The destination QEMU has closed its migration socket.")
-            }
-            held += count
-            var at = 0
-            while at < held {
-                let step: ReturnPathReader.Step
-                do throws(StreamError) { step = try reader.next(buffer.bytes.extracting(at..<held)) } catch {
-                    throw FlowFailure("qemu-load", "The return path of the destination QEMU is not valid: \(error)")
-                }
-                guard case .element(let element, let length) = step else { break }
-                if case .shut(let failed) = element {
-                    guard !failed else {
-                        throw FlowFailure("qemu-load", "The destination QEMU could not load the VM.")
-                    }
-                    return report(.loaded)
-                }
-                control(.init(.returnPath, buffer.bytes.extracting(at..<at + length).bytesCopied))
-                at += length
-            }
-            buffer.copyWithin(from: at, to: 0, held - at)
-            held -= at
-        }
-    }
-
-    private func fail(_ failure: FlowFailure) {
-        let first = over.update { over in
-            defer { over = true }
-            return !over
-        }
-        guard first else { return }
-        state.fail()
-        report(.failed(failure))
     }
 }

@@ -13,6 +13,9 @@ public struct FlowFailure: Error, Equatable, Sendable, CustomStringConvertible {
         self.code = code
         self.description = description
     }
+
+    /// Within a receiving lane: its connection is gone.
+    static let linkLost = FlowFailure("link", "The connection was lost.")
 }
 
 /// What the lanes and the control thread of a destination share.
@@ -55,6 +58,8 @@ final class DestinationState: Sendable {
     /// Wakes everyone who waits here, for ever.
     func fail() { content.update { $0.failed = true } }
 
+    var hasPrologue: Bool { content.read { $0.prologue != nil } }
+
     /// Blocks until the RAM blocks are known; nil when the flow has failed.
     func waitForPrologue() -> Prologue? {
         content.wait { $0.failed ? .some(nil) : $0.prologue.map { .some($0) } } ?? nil
@@ -76,10 +81,12 @@ final class DestinationState: Sendable {
 /// The receiving half of a lane: checks, decodes and installs batches, and credits the sender. Runs on its own thread.
 struct ReceiveLane: ~Copyable, Sendable {
     private let share: LaneShare
-    private let takesLines: Bool
+    private var takesLines: Bool
     private let counters: LaneCounters
     private let state: DestinationState
     private let feed: QemuFeed
+    private let dock: LaneDock
+    private let linkLost: @Sendable () -> Void
     private var sender: FrameSender
     private var receiver: FrameReceiver
     private var receivedBytes: UInt64 = 0
@@ -95,8 +102,10 @@ struct ReceiveLane: ~Copyable, Sendable {
 
     init(
         index: Int, of lanes: Int, _ connection: consuming Connection, _ counters: LaneCounters,
-        _ state: DestinationState, _ feed: QemuFeed
+        _ state: DestinationState, _ feed: QemuFeed, _ dock: LaneDock, linkLost: @escaping @Sendable () -> Void
     ) {
+        self.dock = dock
+        self.linkLost = linkLost
         share = LaneShare(lane: index, lanes: lanes)
         takesLines = connection.features.contains(.lines)
         self.counters = counters
@@ -106,15 +115,41 @@ struct ReceiveLane: ~Copyable, Sendable {
         receiver = connection.receiver
     }
 
-    /// Runs until the sender ends the lane. A lane that breaks off without its end has failed.
-    mutating func run() throws(FlowFailure) {
-        guard let prologue = state.waitForPrologue() else { return }
+    /// Runs until the flow is over. When the connection is lost, or the sender has ended the lane, it waits for another one
+    /// and goes on where it was.
+    mutating func run(_ prologue: DestinationState.Prologue) throws(FlowFailure) {
         var batches = BatchDecoder(layout: prologue.layout, share)
         var updates = UpdateDecoder(layout: prologue.layout)
         var replica = ReplicaMap(share)
         var installer = try makeInstaller(prologue)
         var audit = DestinationAudit(share, prologue)
-        if takesLines { try announce(prologue.patchable) }
+        while true {
+            do throws(FlowFailure) {
+                if takesLines { try announce(prologue.patchable) }
+                try take(&batches, &updates, &replica, &installer, &audit)
+            } catch {
+                guard error == .linkLost else { throw error }
+                linkLost()
+            }
+            guard let connection = dock.next(applied: frames)?.connection.take() else { return }
+            adopt(connection)
+        }
+    }
+
+    private mutating func adopt(_ connection: consuming Connection) {
+        takesLines = connection.features.contains(.lines)
+        sender = connection.sender
+        receiver = connection.receiver
+        receivedBytes = 0
+        creditedBytes = 0
+        creditedFrames = frames
+    }
+
+    /// Takes frames until the sender ends the lane.
+    private mutating func take(
+        _ batches: inout BatchDecoder, _ updates: inout UpdateDecoder, _ replica: inout ReplicaMap,
+        _ installer: inout RAMInstaller, _ audit: inout DestinationAudit
+    ) throws(FlowFailure) {
         while true {
             let frame = try receive()
             receivedBytes += UInt64(FrameHeader.byteCount + frame.length)
@@ -141,6 +176,10 @@ struct ReceiveLane: ~Copyable, Sendable {
         }
     }
 
+    private func broken(_ error: FabricError) -> FlowFailure {
+        error.isLoss ? .linkLost : FlowFailure("link", "Lane \(share.lane) from the source broke: \(error)")
+    }
+
     private func makeInstaller(_ prologue: DestinationState.Prologue) throws(FlowFailure) -> RAMInstaller {
         do throws(SystemError) {
             return RAMInstaller(prologue, feed, written: try RAMInstaller.pagesWithData(prologue))
@@ -152,14 +191,14 @@ struct ReceiveLane: ~Copyable, Sendable {
     private mutating func announce(_ patchable: PageRanges) throws(FlowFailure) {
         do throws(FabricError) {
             try sender.send(.patchable, lane: UInt16(share.lane), PatchablePayload.bytes(patchable).rawBytes)
-        } catch { throw FlowFailure("link", "Lane \(share.lane) to the source broke: \(error)") }
+        } catch { throw broken(error) }
     }
 
     private mutating func receive() throws(FlowFailure) -> FrameHeader {
         do throws(FabricError) {
             guard let frame = try receiver.receive() else { throw .closed }
             return frame
-        } catch { throw FlowFailure("link", "Lane \(share.lane) from the source broke: \(error)") }
+        } catch { throw broken(error) }
     }
 
     private mutating func install(
@@ -186,7 +225,7 @@ struct ReceiveLane: ~Copyable, Sendable {
     private mutating func compare(_ audit: inout DestinationAudit) throws(FlowFailure) {
         try audit.compare(receiver.payload)
         do throws(FabricError) { try Self.answer(&sender, UInt16(share.lane), audit) } catch {
-            throw FlowFailure("link", "Lane \(share.lane) to the source broke: \(error)")
+            throw broken(error)
         }
     }
 
@@ -215,7 +254,7 @@ struct ReceiveLane: ~Copyable, Sendable {
         creditedFrames = frames
         Self.store(receivedBytes, frames, in: &credit)
         do throws(FabricError) { try Self.transmit(&sender, lane: UInt16(share.lane), credit) } catch {
-            throw FlowFailure("link", "Lane \(share.lane) to the source broke: \(error)")
+            throw broken(error)
         }
     }
 

@@ -9,6 +9,8 @@ enum LaneItem: ~Copyable, Sendable {
     case batch(Batch)
     /// Everything before it is older than this epoch.
     case fence(UInt32)
+    /// Look at the dock: there may be a new connection.
+    case wake
 }
 
 /// The queue of one lane and the batches that circulate through it.
@@ -38,6 +40,9 @@ struct SendLane: ~Copyable, Sendable {
     private let index: UInt16
     private let lanes: LaneQueue
     private let counters: LaneCounters
+    private let dock: LaneDock
+    private let guest: Monitor<GuestReader?>
+    private let linkLost: @Sendable () -> Void
     private var sender: FrameSender
     private var receiver: FrameReceiver
     private var encoder: LaneEncoder
@@ -45,6 +50,13 @@ struct SendLane: ~Copyable, Sendable {
     private var pacer: Pacer
     private var sentBytes: UInt64 = 0
     private var creditedBytes: UInt64 = 0
+    /// Bytes that went to former connections.
+    private var bytesBefore: UInt64 = 0
+    /// What was on its way when a connection was lost, until it is sent again.
+    private var lost: PageSet?
+    private var lostBatch: Batch?
+    /// The last fence.
+    private var fence: UInt32?
     private var linesMayCome: Bool
     /// What the receiver can change, and therefore read.
     private var patchable = PageRanges()
@@ -58,8 +70,12 @@ struct SendLane: ~Copyable, Sendable {
 
     init(
         index: Int, of count: Int, _ connection: consuming Connection, _ lanes: LaneQueue, _ counters: LaneCounters,
-        _ options: FlowOptions, _ guest: Monitor<GuestReader?>
+        _ options: FlowOptions, _ guest: Monitor<GuestReader?>, _ dock: LaneDock,
+        linkLost: @escaping @Sendable () -> Void
     ) {
+        self.guest = guest
+        self.dock = dock
+        self.linkLost = linkLost
         audit = SourceAudit(LaneShare(lane: index, lanes: count), guest)
         verifies = options.verifies
         self.index = UInt16(index)
@@ -79,23 +95,52 @@ struct SendLane: ~Copyable, Sendable {
         pacer = Pacer(bytesPerS: options.bytesPerS.map { $0 / Double(count) })
     }
 
-    /// Runs until the queue is closed and empty.
+    /// Runs until the queue is closed and empty. However often its connection is lost, it waits for the next one and goes
+    /// on; meanwhile the queue fills, and holds the port back.
     mutating func run() throws(FabricError) {
+        while true {
+            do throws(FabricError) { return try work() } catch {
+                guard error.isLoss else { throw error }
+                linkLost()
+                guard let berth = dock.next(), let connection = berth.connection.take() else { throw .closed }
+                try adopt(connection, applied: berth.applied)
+            }
+        }
+    }
+
+    private mutating func work() throws(FabricError) {
+        try sendLost()
+        if let fence { try pass(fence) }
         while let item = try receive() {
             switch consume item {
             case .batch(var batch):
-                try send(&batch)
+                do throws(FabricError) { try send(&batch) } catch {
+                    // What became of it is not known; its pages are read again.
+                    for index in 0..<batch.recordCount {
+                        Self.lose(&lost, guest, batch.records[index].first, Int(batch.records[index].count))
+                    }
+                    batch.reset()
+                    _ = lanes.pool.send(batch)
+                    throw error
+                }
                 batch.reset()
                 _ = lanes.pool.send(batch)
             case .fence(let epoch):
-                try flush()
-                try verify()
-                account(bytes: try sender.send(.fence, lane: index, epoch: epoch))
+                fence = epoch
+                try pass(epoch)
+            case .wake:
+                if dock.isOffered { throw .closed }
             }
             counters.cpuNs.set(Instant.threadCPUNs())
         }
         try flush()
         try sender.send(.end, lane: index)
+    }
+
+    private mutating func pass(_ epoch: UInt32) throws(FabricError) {
+        try flush()
+        try verify()
+        account(bytes: try sender.send(.fence, lane: index, epoch: epoch))
     }
 
     /// The next item. Lines that wait for more of them go when nothing comes in time.
@@ -214,7 +259,7 @@ struct SendLane: ~Copyable, Sendable {
         }
         meter.credited(bytes - creditedBytes)
         creditedBytes = bytes
-        counters.confirmedBytes.set(bytes)
+        counters.confirmedBytes.set(bytesBefore + bytes)
         counters.linkBytesPerS.set(UInt64(meter.bytesPerNs * 1e9))
     }
 
@@ -243,6 +288,67 @@ struct SendLane: ~Copyable, Sendable {
             counters.zstdPages.add(result.squeezedPages)
             counters.zstdBytes.add(result.squeezedBytes)
         }
+    }
+
+    // MARK: After a lost connection
+
+    /// Goes on with a new connection. Of the frames sent, the receiver has applied so many; the others' pages are sent
+    /// again, as they are now: what the guest writes meanwhile comes later, by its port.
+    private mutating func adopt(_ connection: consuming Connection, applied: UInt64) throws(FabricError) {
+        linesMayCome = connection.features.contains(.lines)
+        sender = connection.sender
+        receiver = connection.receiver
+        bytesBefore = counters.wireBytes.now
+        counters.confirmedBytes.set(bytesBefore)
+        sentBytes = 0
+        creditedBytes = 0
+        let guest = self.guest
+        var pages = lost
+        let knows = encoder.resume(applied: applied) { Self.lose(&pages, guest, $0, $1) }
+        guard knows else { throw .frame(.badPayload(.credit, "\(applied) frames applied, which is not what was sent")) }
+        lost = pages
+    }
+
+    private static func lose(
+        _ lost: inout PageSet?, _ guest: Monitor<GuestReader?>, _ first: PageNumber, _ count: Int
+    ) {
+        // Pages come only after the layout.
+        guard let pageCount = guest.read({ $0?.layout.pageCount }) else { preconditionFailure("no layout, and pages") }
+        var pages = lost.take() ?? PageSet(pageCount: pageCount)
+        pages.insert(first: first, count: count)
+        lost = pages
+    }
+
+    private mutating func sendLost() throws(FabricError) {
+        guard let pages = lost, let layout = guest.read({ $0?.layout }) else { return }
+        try pages.forEachStripeRun { (first, count) throws(FabricError) in
+            // A stripe may hold the end of one block and the beginning of the next.
+            var page = first
+            while page < first + PageNumber(count), let index = layout.block(of: page) {
+                let block = layout.blocks[index]
+                let part = Int(min(first + PageNumber(count), block.firstPage + block.pageCount) - page)
+                try sendAgain(page, part)
+                lost?.remove(first: page, count: part)
+                page += PageNumber(part)
+            }
+        }
+        lost = nil
+    }
+
+    /// The batches of the pool may all be on their way to this lane.
+    private mutating func sendAgain(_ first: PageNumber, _ count: Int) throws(FabricError) {
+        var batch = lostBatch.take() ?? Batch()
+        encoder.forget(first: first, count: count)
+        do throws(FabricError) {
+            try audit.fill(&batch, first, count)
+            try send(&batch)
+        } catch {
+            batch.reset()
+            lostBatch = consume batch
+            throw error
+        }
+        batch.reset()
+        lostBatch = consume batch
     }
 
     // MARK: The audit

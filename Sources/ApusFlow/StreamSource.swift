@@ -17,7 +17,7 @@ internal import ApusWire
 struct StreamSource: ~Copyable, Sendable {
     private let qemu: Socket
     private let lanes: [LaneQueue]
-    private let control: ControlLink
+    private let control: ControlOutlet
     private let counters: LaneCounters
     private let direct: DirectPages?
     private let report: @Sendable (SourceFlowEvent) -> Void
@@ -45,7 +45,7 @@ struct StreamSource: ~Copyable, Sendable {
     private static let streamFrameBytes = FrameHeader.lengthMax(of: .stream)
 
     init(
-        _ qemu: Socket, _ lanes: [LaneQueue], _ control: ControlLink, _ counters: LaneCounters, direct: DirectPages?,
+        _ qemu: Socket, _ lanes: [LaneQueue], _ control: ControlOutlet, _ counters: LaneCounters, direct: DirectPages?,
         _ report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) {
         self.qemu = qemu

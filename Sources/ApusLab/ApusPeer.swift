@@ -67,8 +67,14 @@ public struct ApusPeer: Sendable {
         return words
     }
 
+    /// `link.reconnectS` of both agents; nil: the default.
+    public var reconnectS: Double?
+
     /// The agent's configuration file; nil: it needs none.
-    var configuration: String? { lanes.map { "link:\n  lanes: \($0)\n" } }
+    var configuration: String? {
+        let keys = [lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" }].compactMap(\.self)
+        return keys.isEmpty ? nil : "link:\n" + keys.joined()
+    }
 
     /// `apus` beside this executable: `./dev` builds both into one folder.
     public static func findProgram() -> String {

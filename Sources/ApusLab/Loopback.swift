@@ -20,7 +20,10 @@ public final class Loopback: Sendable {
     public let sourceEvents = Monitor<[SourceFlowEvent]>([])
     public let destinationEvents = Monitor<[DestinationFlowEvent]>([])
     private let reception: Reception
-    private let control: ControlLink
+    private let control: Monitor<ControlLink>
+    private let lanes: Int
+    /// What the destination calls its next control connection.
+    private let connection: Monitor<Int>
 
     /// - Parameter guest: what the first block really holds at the source.
     public init(
@@ -28,6 +31,9 @@ public final class Loopback: Sendable {
         options: FlowOptions = FlowOptions(), guest: GuestWindow? = nil
     ) throws {
         layout = try Layout(blocks)
+        self.lanes = lanes
+        let numbers = Monitor(0)
+        connection = numbers
         ram = try Descriptor.memoryFile(byteCount: blocks[0].byteCount)
         window = try GuestWindow(ram, fileOffset: 0, byteCount: blocks[0].byteCount)
         let (farSource, nearSource) = try Socket.pair()
@@ -47,22 +53,18 @@ public final class Loopback: Sendable {
             .tcp(host: "127.0.0.1", port: 0), decide: { _ in nil },
             accepted: { connection in
                 if connection.hello.role == .lane {
-                    try? destination.attach(connection)
+                    destination.attach(connection)
                 } else {
-                    let link = try? ControlLink(connection, received: { destination.receive($1) }, closed: { _, _ in })
+                    let number = numbers.read { $0 }
+                    let link = try? ControlLink(
+                        connection, received: { destination.receive($1, on: number) }, closed: { _, _ in })
                     controlBack.update { $0 = link }
                 }
             })
-        control = try ControlLink(
-            try Connection.dial(reception.endpoint, Hello(role: .control)), received: { _, _ in }, closed: { _, _ in })
-        var connections = LaneConnections()
-        for lane in 0..<lanes {
-            connections = connections.adding(
-                try Connection.dial(
-                    reception.endpoint, Hello(role: .lane, lane: UInt16(lane), lanes: UInt32(lanes))))
-        }
+        let link = try Self.dialControl(reception)
+        control = Monitor(link)
         source = try SourceFlow(
-            .stream(nearSource), control: control, lanes: connections, options: options,
+            .stream(nearSource), control: link, lanes: try Self.dialLanes(reception, lanes), options: options,
             memory: { block in
                 if let guest, block.name == firstName { .mapped(guest) } else { .stream }
             },
@@ -72,10 +74,37 @@ public final class Loopback: Sendable {
     public func stop() {
         source.stop()
         destination.stop()
-        control.cut()
+        control.read { $0 }.cut()
         reception.shutDown()
         sourceQemu.shutDown()
         destinationQemu.shutDown()
+    }
+
+    private static func dialControl(_ reception: Reception) throws -> ControlLink {
+        try ControlLink(
+            try Connection.dial(reception.endpoint, Hello(role: .control)), received: { _, _ in }, closed: { _, _ in })
+    }
+
+    private static func dialLanes(_ reception: Reception, _ count: Int) throws -> LaneConnections {
+        var connections = LaneConnections()
+        for lane in 0..<count {
+            connections = connections.adding(
+                try Connection.dial(
+                    reception.endpoint, Hello(role: .lane, lane: UInt16(lane), lanes: UInt32(count))))
+        }
+        return connections
+    }
+
+    /// Breaks all connections and restores them, as the two sessions would.
+    ///
+    /// - Parameter lie: what the destination says instead of the truth.
+    public func reconnect(lie: (ResumePoint) -> ResumePoint = { $0 }) throws {
+        source.hold()
+        let rest = try destination.rest()
+        connection.update { $0 = rest.connection }
+        let link = try Self.dialControl(reception)
+        control.update { $0 = link }
+        try source.resume(at: lie(rest.point), control: link, lanes: try Self.dialLanes(reception, lanes))
     }
 
     /// Reads what reaches the destination's QEMU until `marker` was seen at the end, or 20 s have passed.

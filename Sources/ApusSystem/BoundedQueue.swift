@@ -58,6 +58,17 @@
         return count > 0 || closed
     }
 
+    /// Never blocks. Gives the element back when the queue is full or closed.
+    public func sendIfRoom(_ element: consuming Element) -> Element? {
+        signal.lock()
+        defer { signal.unlock() }
+        if closed || count == capacity { return element }
+        unsafe (ring + (head + count) % capacity).initialize(to: element)
+        count += 1
+        wake()
+        return nil
+    }
+
     /// Nil when nothing is waiting.
     public func receiveIfAny() -> Element? {
         signal.lock()

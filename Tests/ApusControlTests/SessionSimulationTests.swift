@@ -9,7 +9,8 @@ import Testing
     /// One world from one seed: the seed also chooses its length, its faults and whether the guest was paused.
     static func world(_ seed: UInt64, sabotage: Sabotage = .none, tracing: Bool = false) -> (World, Violation?) {
         var dice = Seed(state: seed ^ 0x5eed)
-        var world = World(seed: seed, guestRunning: !dice.chance(15), sabotage: sabotage, tracing: tracing)
+        var world = World(
+            seed: seed, guestRunning: !dice.chance(15), resumes: !dice.chance(20), sabotage: sabotage, tracing: tracing)
         world.collectsMarks = true
         do {
             try world.wander(steps: 60 + dice.below(140), faults: dice.below(6))
@@ -47,7 +48,7 @@ import Testing
         let wanted: Set<String> = [
             "connecting", "opening", "transferring", "switching", "orphaned", "releasing", "deciding", "undecidable",
             "committed", "aborting", "recovering", "completed", "kept", "lost", "preparing", "receiving", "inDoubt",
-            "starting", "discarded",
+            "starting", "discarded", "reconnecting", "cutOff", "resumed",
         ]
         #expect(wanted.subtracting(marks).isEmpty, "never visited: \(wanted.subtracting(marks))")
     }
@@ -107,6 +108,35 @@ import Testing
         }
     }
 
+    /// A connection lost while the guest runs costs nothing but time, at whatever step, and so does a second one on the
+    /// way back.
+    @Test func aLossWhileTheGuestRunsIsOutlived() throws {
+        var resumed = 0
+        for order in Self.orders {
+            for step in 0..<Self.steps {
+                for later in [nil, 1, 2, 3, 5, 8, 13] as [Int?] {
+                    var world = World(seed: UInt64(step * 100 + (later ?? 0)))
+                    world.collectsMarks = true
+                    let losses = [step] + (later.map { [step + $0] } ?? [])
+                    for at in 0...losses[losses.count - 1] {
+                        if losses.contains(at) { try world.inject(.dropLink) }
+                        guard world.source == .idle || world.source == .active else { break }
+                        guard let move = order.first(where: { world.isEnabled($0) }) else { break }
+                        try world.perform(move)
+                    }
+                    let isLost = world.a?.phase == .transferring && !world.linkUp && world.source == .active
+                    guard isLost else { continue }
+                    try world.heal()
+                    let end = world.aRecord?.stage
+                    // QEMU may stop its guest just then; that ends the job, and nothing else does.
+                    #expect(end == .completed || end == .kept(.connectionLost), "\(losses): \(String(describing: end))")
+                    if end == .completed, world.marks.contains("resumed") { resumed += 1 }
+                }
+            }
+        }
+        #expect(resumed > 100, "only \(resumed) worlds resumed")
+    }
+
     @Test func everySingleFaultAtEveryStep() throws {
         for order in Self.orders {
             for guestRunning in [true, false] {
@@ -145,7 +175,7 @@ extension Fault {
         case .killAgentA, .killAgentB, .dropLink, .partition, .hostAGone, .hostBGone: true
         case .killSource, .killDestination, .abortByUser, .abortAtDestination, .deadline, .silentToA, .silentToB,
             .switchTimeout, .localFailureA, .recordFailsA, .recordFailsB, .sourceRefusesShut, .loadFails,
-            .prepareFails, .startFails:
+            .prepareFails, .startFails, .reconnectLimitA, .reconnectLimitB:
             false
         }
     }

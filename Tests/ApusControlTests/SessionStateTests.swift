@@ -1,4 +1,5 @@
 import ApusControl
+import ApusFlow
 import Foundation
 import Testing
 
@@ -261,7 +262,8 @@ private let toStarting = toInDoubt + [.received(.commit)]
         .open(offer), .ready(TransferTerms(direct: false, reason: "no room")), .refused(problem),
         .prepared(PreparedReport(installed: ["pc.ram": "mapped"])), .commit,
         .abort(problem), .running(ResumeReport(resumeMs: 2.5, resumedAtUs: 99)), .verdictQuery,
-        .heartbeat(HeartbeatReport(pages: 7)), .failed(.init(problem: problem, copy: .held)), .aborted,
+        .heartbeat(HeartbeatReport(pages: 7)), .failed(.init(problem: problem, copy: .held)), .aborted, .resume,
+        .resumed(ResumePoint(framesApplied: [7, 9], streamBytes: 3, layoutKnown: true)), .cutOff,
     ]
 
     @Test func everyKindTravels() throws {
@@ -278,6 +280,9 @@ private let toStarting = toInDoubt + [.received(.commit)]
         #"{"job":"j","kind":"99"}"#, #"{"job":"","kind":"commit"}"#, #"{"kind":"commit"}"#, #"{"job":"j"}"#,
         #"{"job":"j","kind":"failed","body":{"problem":{"code":"a","message":"b"},"copy":"99"}}"#,
         #"{"job":"j","kind":"open","body":{"vm":"v","definition":"","ramBytes":1,"qemuVersion":""}}"#,
+        #"{"job":"j","kind":"resumed"}"#,
+        #"{"job":"j","kind":"resumed","body":{"framesApplied":[-1],"streamBytes":0,"layoutKnown":true}}"#,
+        #"{"job":"j","kind":"resumed","body":{"framesApplied":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],"streamBytes":0,"layoutKnown":true}}"#,
     ])
     func nonsenseIsRefused(text: String) {
         #expect(throws: DecodingError.self) {

@@ -11,6 +11,7 @@
 //  bad as running two, because the disks are newer than it.
 
 import ApusControl
+import ApusFlow
 
 /// SplitMix64.
 struct Seed: RandomNumberGenerator {
@@ -31,6 +32,7 @@ enum Fault: CaseIterable {
     case killAgentA, killAgentB, dropLink, partition, killSource, killDestination, hostAGone, hostBGone
     case abortByUser, abortAtDestination, deadline, silentToA, silentToB, switchTimeout, localFailureA
     case recordFailsA, recordFailsB, sourceRefusesShut, loadFails, prepareFails, startFails
+    case reconnectLimitA, reconnectLimitB
 }
 
 /// A deliberate mistake; the checker must find it, or it proves nothing.
@@ -38,6 +40,7 @@ enum Sabotage: CaseIterable {
     case none
     case destinationRunsWhenPrepared, destinationForgetsPrepared, destinationDiscardsOnLostLink
     case sourceForgetsRecord, commitSentBeforeRecord, shutBeforeRecord, handedOverIsResumed, undecidableCommits
+    case lostFramesStayLost, destinationOverstates, flowGoesOnUnheld
 }
 
 enum SourceQemuModel: Equatable {
@@ -81,12 +84,18 @@ struct World {
     // The link.
     enum Parcel {
         case message(SessionMessage)
-        case streamEnd(Int)
+        /// One frame of pages, by its number.
+        case frame(UInt64)
+        /// Device state, behind all frames up to this one.
+        case streamEnd(version: Int, frames: UInt64)
     }
     var linkAllowed = true
     var linkUp = false
+    /// Counts the connections made.
+    var connection = 0
     var toB: [Parcel] = []
     var toA: [SessionMessage] = []
+    var flow = FlowModel()
     // Armed one-shot faults.
     var armed: Set<Fault> = []
     // What the checker remembers.
@@ -110,12 +119,16 @@ struct World {
     var marks: Set<String> = []
     var collectsMarks = false
 
-    init(seed: UInt64, guestRunning: Bool = true, sabotage: Sabotage = .none, tracing: Bool = false) {
+    init(
+        seed: UInt64, guestRunning: Bool = true, resumes: Bool = true, sabotage: Sabotage = .none,
+        tracing: Bool = false
+    ) {
         self.seed = Seed(state: seed)
         self.sabotage = sabotage
         guestRuns = guestRunning
         offer = MigrationOffer(
-            vm: "vm", definition: "{}", ramBytes: 1 << 29, qemuVersion: "7.2.22", guestRunning: guestRunning)
+            vm: "vm", definition: "{}", ramBytes: 1 << 29, qemuVersion: "7.2.22", guestRunning: guestRunning,
+            reconnectS: resumes ? 30 : nil)
         trace = tracing ? [] : nil
         a = SourceSession(job: World.job, guestRunning: guestRunning)
         aInbox = [.start(offer)]
@@ -163,7 +176,7 @@ extension World {
         case .agentB:
             try stepB()
             if bTodo.isEmpty, let phase = b?.phase, !bRecordFailed { try World.advance(&bPhase, to: phase) }
-        case .deliverToB: deliverToB()
+        case .deliverToB: try deliverToB()
         case .deliverToA: deliverToA()
         case .source: stepSource()
         case .destination: stepDestination()
@@ -177,9 +190,16 @@ extension World {
     mutating func tellA(_ event: SourceEvent) { if aAlive, a != nil { aInbox.append(event) } }
     mutating func tellB(_ event: DestinationEvent) { if bAlive, b != nil { bInbox.append(event) } }
 
-    mutating func deliverToB() {
+    mutating func deliverToB() throws {
         switch toB.removeFirst() {
-        case .streamEnd(let version): if destination == .incoming { destination = .loading(version) }
+        case .frame(let number): try flow.apply(number)
+        case .streamEnd(let version, let frames):
+            guard destination == .incoming else { return }
+            if flow.applied != frames {
+                throw Violation(text: "device state before frames \(flow.applied)...\(frames)")
+            }
+            flow.isStreamWritten = true
+            destination = .loading(version)
         case .message(let message):
             if b == nil, case .open = message { b = DestinationSession(job: World.job) }
             if b != nil {
@@ -195,7 +215,7 @@ extension World {
         let message = toA.removeFirst()
         if a != nil {
             aInbox.append(.received(message))
-        } else if message == .verdictQuery {
+        } else if message == .verdictQuery || message == .cutOff {
             toB.append(.message(SourceSession.verdict(forUnknownJob: World.job)))
         }
     }
@@ -204,10 +224,11 @@ extension World {
         switch source {
         case .active:
             if guestRuns { version += 1 }
+            sendFrame()
             guard limitRaised || seed.chance(10) else { return }
             source = .waiting
             if guestRuns { tellA(.qemuStopped) }
-            if linkUp { toB.append(.streamEnd(version)) }
+            sendStreamEnd()
         case .answered:
             if armed.remove(.sourceRefusesShut) != nil {
                 source = .failing
@@ -266,7 +287,7 @@ extension World {
         case .handedOverIsResumed:
             if event == .qemuObserved(.handedOver), actions.isEmpty == false { actions = [.resumeGuest] + actions }
         case .none, .destinationRunsWhenPrepared, .destinationForgetsPrepared, .destinationDiscardsOnLostLink,
-            .sourceForgetsRecord, .undecidableCommits:
+            .sourceForgetsRecord, .undecidableCommits, .lostFramesStayLost, .destinationOverstates, .flowGoesOnUnheld:
             break
         }
         aTodo = actions
@@ -295,7 +316,11 @@ extension World {
             if row.stage == .releasing { aEverReleasing = true }
         case .connect: connect(fromA: true)
         case .send(let message): if linkUp { toB.append(.message(message)) }
-        case .startTransfer: if source == .idle { source = .active }
+        case .startTransfer:
+            if source == .idle { source = .active }
+            flow.connection = connection
+        case .holdTransfer: holdTransfer()
+        case .resumeTransfer(let point): resumeTransfer(point)
         case .raiseDowntimeLimit: limitRaised = true
         case .deliverShut:
             guard let stage = bRecord?.stage, stage == .prepared || stage == .lost(mayHaveRun: false) else {
@@ -350,6 +375,7 @@ extension World {
             return
         }
         linkUp = true
+        connection += 1
         tellA(.connected)
         tellB(.connected)
     }
@@ -374,7 +400,7 @@ extension World {
         case .destinationDiscardsOnLostLink:
             if event == .connectionLost { actions.append(.discardQemu) }
         case .none, .sourceForgetsRecord, .commitSentBeforeRecord, .shutBeforeRecord, .handedOverIsResumed,
-            .undecidableCommits:
+            .undecidableCommits, .lostFramesStayLost, .destinationOverstates, .flowGoesOnUnheld:
             break
         }
         bTodo = actions
@@ -396,8 +422,9 @@ extension World {
                 return tellB(.localFailed(.init("machine-type-missing", "No such machine type.")))
             }
             destination = .incoming
-            tellB(.qemuReady(TransferTerms()))
+            tellB(.qemuReady(TransferTerms(resumes: offer.reconnectS == nil ? nil : true)))
         case .connect: connect(fromA: false)
+        case .resumeTransfer: if linkUp { toA.append(.resumed(resumePoint)) }
         case .send(let message): if linkUp { toA.append(message) }
         case .startGuest(let paused): try startDestination(paused: paused)
         case .observeQemu: tellB(.qemuObserved(try observedDestination()))
@@ -480,6 +507,8 @@ extension World {
         case .silentToB: tellB(.peerSilent)
         case .switchTimeout: if a?.phase == .switching { tellA(.switchOverTimedOut) }
         case .localFailureA: tellA(.localFailed(.init("stream-unknown", "QEMU's stream has an unknown section.")))
+        case .reconnectLimitA: if case .reconnecting? = a?.state { tellA(.reconnectTimedOut) }
+        case .reconnectLimitB: if b?.state == .cutOff { tellB(.reconnectTimedOut) }
         case .recordFailsA, .recordFailsB, .sourceRefusesShut, .loadFails, .prepareFails, .startFails:
             armed.insert(fault)
         }

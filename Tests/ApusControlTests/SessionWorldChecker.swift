@@ -79,7 +79,8 @@ extension World {
         case .completed: .completed
         case .kept(let failure): .kept(failure)
         case .lost(let failure, let wasCommitted): .lost(failure, wasCommitted: wasCommitted)
-        case nil, .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding,
+        case nil, .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing,
+            .deciding,
             .undecidable, .committed, .aborting, .recovering:
             aRecord?.stage
         }

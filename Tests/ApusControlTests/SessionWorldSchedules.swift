@@ -34,6 +34,8 @@ extension World {
             }
             operatorResolves()
             if round > 10, a?.phase == .switching { tellA(.switchOverTimedOut) }
+            // Its source gave up meanwhile, or is gone.
+            if round > 20, b?.state == .cutOff { tellB(.reconnectTimedOut) }
             if round > 40, aAlive, a?.phase.isFinal == false { tellA(.deadlinePassed) }
             let aRests = !aAlive || a?.phase.isFinal != false
             let bRests = !bAlive || b?.phase.isFinal != false

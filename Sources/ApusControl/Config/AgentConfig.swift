@@ -18,6 +18,8 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public var lanes: Int = 2
         /// Listen beyond loopback without TLS, for the link and the API.
         public var insecure: Bool = false
+        /// How long a lost connection is tried to be restored while the guest runs, in seconds; 0: never.
+        public var reconnectS: Double = 30
         public init() {}
     }
 

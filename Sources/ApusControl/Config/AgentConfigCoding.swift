@@ -71,6 +71,7 @@ extension AgentConfig.Link {
         try reader.take("listen", into: &listen)
         try reader.take("lanes", into: &lanes)
         try reader.take("insecure", into: &insecure)
+        try reader.take("reconnectS", into: &reconnectS)
         try reader.finish()
     }
 }
@@ -86,6 +87,11 @@ extension AgentConfig {
     public func validate() throws(Problem) {
         guard (1...Self.lanesMax).contains(link.lanes) else {
             throw Problem("config-invalid", "link.lanes is \(link.lanes); it can be 1 to \(Self.lanesMax).")
+        }
+        guard (0...SessionLimits.reconnectSMax).contains(link.reconnectS) else {
+            throw Problem(
+                "config-invalid",
+                "link.reconnectS is \(link.reconnectS); it can be 0 (never) to \(Int(SessionLimits.reconnectSMax)) s.")
         }
         for (name, path) in [
             ("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory),

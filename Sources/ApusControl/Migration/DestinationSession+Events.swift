@@ -27,6 +27,8 @@ public enum DestinationEvent: Sendable, Equatable {
     case recordFailed(DestinationStage, String)
     case userAborted
     case peerSilent
+    /// The source did not come back within the time that it had announced.
+    case reconnectTimedOut
     /// See `wantsRetry`.
     case retryDue
     /// The operator's verdict, the source's host being gone for good and fenced.
@@ -46,6 +48,8 @@ public enum DestinationAction: Sendable, Equatable {
     case connect
     /// Best effort on the present connection; dropped without one.
     case send(SessionMessage)
+    /// Bring the flow to rest, expect lanes anew, and send `resumed` with what has arrived.
+    case resumeTransfer
     /// query-status, then `cont` unless it runs; with `paused` no `cont`. `guestRunning` or `guestStartFailed` follows.
     case startGuest(paused: Bool)
     /// Ask QEMU where it stands; `qemuObserved` follows.
@@ -67,6 +71,34 @@ public enum DestinationStage: Codable, Sendable, Equatable {
     case completed(ResumeReport)
     case discarded(SessionFailure)
     case lost(mayHaveRun: Bool)
+}
+
+extension DestinationSession.State {
+    /// Why the VM is not here; nil: it is, or nothing is decided.
+    var problem: SessionProblem? {
+        switch self {
+        case .discarded(let failure): failure.problem
+        case .lost: .destinationDied
+        case .idle, .preparing, .receiving, .cutOff, .inDoubt, .deciding, .starting, .recovering, .completed: nil
+        }
+    }
+
+    /// For messages and logs.
+    public var name: String {
+        switch self {
+        case .idle: "idle"
+        case .preparing: "preparing"
+        case .receiving: "receiving"
+        case .cutOff: "cutOff"
+        case .inDoubt: "inDoubt"
+        case .deciding: "deciding"
+        case .starting: "starting"
+        case .recovering: "recovering"
+        case .completed: "completed"
+        case .discarded: "discarded"
+        case .lost: "lost"
+        }
+    }
 }
 
 extension SessionProblem {

@@ -7,6 +7,7 @@
 //                                    v                               |   |     an answer comes
 //                              [discarded] <--- abort (or operator) -+   +-- QEMU killed --> [lost] <-- QEMU killed
 //
+//     cutOff: see DestinationSession+Reconnect.swift.
 //     deciding: the verdict is commit, the database refused [committed]; again at every retry.
 //     recovering: after a restart, QEMU is asked.
 //
@@ -34,6 +35,8 @@ public struct DestinationSession: Sendable {
         case preparing
         /// QEMU loads its stream.
         case receiving
+        /// The connection is lost; the source, whose VM it is, restores it or lets the time run out.
+        case cutOff
         /// Complete, paused, recorded; the verdict is the source's.
         case inDoubt(linked: Bool)
         /// Verdict `commit`; the database refused it.
@@ -50,7 +53,9 @@ public struct DestinationSession: Sendable {
     public let job: String
     /// False: the guest must come up paused, as its operator left it. Fixed by the offer.
     public private(set) var guestRunning: Bool
-    public private(set) var state: State
+    public internal(set) var state: State
+    /// Both sides can go on after a lost connection.
+    var resumes = false
 
     /// A new session; its first event is the offer.
     public init(job: String) {
@@ -77,7 +82,11 @@ public struct DestinationSession: Sendable {
         case .abort: .aborted
         // The record of a VM that was ours is never dropped by us. Without it, nothing may be concluded.
         case .commit: .failed(.init(problem: .init("job-unknown", "No migration \(job) here."), copy: .mayHaveRun))
-        case .open, .ready, .refused, .prepared, .running, .verdictQuery, .heartbeat, .failed, .aborted: nil
+        // It asks before its commit point, so nothing can have run.
+        case .resume: .failed(.init(problem: .init("job-unknown", "No migration \(job) here."), copy: .neverRan))
+        case .open, .ready, .refused, .prepared, .running, .verdictQuery, .heartbeat, .failed, .aborted, .resumed,
+            .cutOff:
+            nil
         }
     }
 
@@ -85,7 +94,7 @@ public struct DestinationSession: Sendable {
     public var phase: SessionPhase {
         switch state {
         case .idle, .preparing: .preparing
-        case .receiving, .recovering(.incoming): .transferring
+        case .receiving, .cutOff, .recovering(.incoming): .transferring
         case .inDoubt(linked: true), .deciding, .starting, .recovering(.committed): .committing
         case .inDoubt(linked: false), .recovering: .inDoubt
         case .completed: .completed
@@ -97,7 +106,7 @@ public struct DestinationSession: Sendable {
     /// While true the runtime sends `retryDue` about once a second.
     public var wantsRetry: Bool {
         switch state {
-        case .inDoubt, .deciding, .starting, .recovering: true
+        case .cutOff, .inDoubt, .deciding, .starting, .recovering: true
         case .idle, .preparing, .receiving, .completed, .discarded, .lost: false
         }
     }
@@ -107,6 +116,7 @@ public struct DestinationSession: Sendable {
         switch state {
         case .idle: idle(event)
         case .preparing, .receiving: beforePrepared(event)
+        case .cutOff: cutOff(event)
         case .inDoubt: inDoubt(event)
         case .deciding: deciding(event)
         case .starting: starting(event)
@@ -128,9 +138,10 @@ extension DestinationSession {
             return [.record(record(.incoming)), .prepareQemu(offer)]
         case .received(.ready), .received(.refused), .received(.prepared), .received(.commit), .received(.abort),
             .received(.running), .received(.verdictQuery), .received(.heartbeat), .received(.failed),
-            .received(.aborted), .restarted, .connected, .connectionLost, .qemuReady, .localFailed, .loaded,
-            .qemuDied, .guestRunning, .guestStartFailed, .qemuObserved, .recordFailed, .userAborted, .peerSilent,
-            .retryDue, .resolve:
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff), .restarted, .connected,
+            .connectionLost,
+            .qemuReady, .localFailed, .loaded, .qemuDied, .guestRunning, .guestStartFailed, .qemuObserved,
+            .recordFailed, .userAborted, .peerSilent, .retryDue, .reconnectTimedOut, .resolve:
             illegal(event)
         }
     }
@@ -140,6 +151,7 @@ extension DestinationSession {
         case .qemuReady(let terms):
             guard state == .preparing else { illegal(event) }
             state = .receiving
+            resumes = terms.resumes == true
             return [.send(.ready(terms))]
         case .loaded(let report):
             guard state == .receiving else { illegal(event) }
@@ -148,11 +160,11 @@ extension DestinationSession {
         case .received(let message): return beforePrepared(message)
         case .localFailed(let problem): return discard(.local(problem))
         case .qemuDied: return discard(.qemuDied)
-        case .connectionLost: return discard(.connectionLost)
-        case .peerSilent: return discard(.peerSilent)
+        case .connectionLost: return loseConnection(.connectionLost)
+        case .peerSilent: return loseConnection(.peerSilent)
         case .userAborted: return discard(.userAborted)
         case .recordFailed(.incoming, let text): return discard(.recordFailed(text))
-        case .retryDue: return []
+        case .retryDue, .reconnectTimedOut: return []
         case .resolve: return [.note(.nothingToResolve)]
         case .restarted, .connected, .guestRunning, .guestStartFailed, .qemuObserved, .recordFailed(.prepared, _),
             .recordFailed(.committed, _), .recordFailed(.completed, _), .recordFailed(.discarded, _),
@@ -166,13 +178,14 @@ extension DestinationSession {
         case .heartbeat: return []
         case .abort(let problem): return discardAsTold(problem)
         // A commit of what was never prepared names no VM that exists here.
-        case .open, .ready, .refused, .prepared, .commit, .running, .verdictQuery, .failed, .aborted:
+        case .open, .ready, .refused, .prepared, .commit, .running, .verdictQuery, .failed, .aborted, .resume, .resumed,
+            .cutOff:
             return discard(.peerBrokeProtocol(message: message.kind, state: state.name))
         }
     }
 
     /// Our own failure, before anything depended on us.
-    private mutating func discard(_ failure: SessionFailure) -> [DestinationAction] {
+    mutating func discard(_ failure: SessionFailure) -> [DestinationAction] {
         let word: SessionMessage =
             state == .preparing
             ? .refused(failure.problem) : .failed(.init(problem: failure.problem, copy: .neverRan))
@@ -181,7 +194,7 @@ extension DestinationSession {
     }
 
     /// The verdict `abort`.
-    private mutating func discardAsTold(_ problem: SessionProblem) -> [DestinationAction] {
+    mutating func discardAsTold(_ problem: SessionProblem) -> [DestinationAction] {
         state = .discarded(.peerFailed(problem))
         return [.discardQemu, .record(record(.discarded(.peerFailed(problem)))), .send(.aborted), .finish]
     }
@@ -197,6 +210,8 @@ extension DestinationSession {
         case .connected:
             state = .inDoubt(linked: true)
             return [.send(.verdictQuery)]
+        // It does not know yet that there is nothing left to send.
+        case .received(.resume): return [.send(.verdictQuery)]
         case .connectionLost, .peerSilent:
             // Not dialled at once: a host that refuses would be dialled in a loop. `retryDue` sets the pace.
             state = .inDoubt(linked: false)
@@ -216,9 +231,10 @@ extension DestinationSession {
             return [.discardQemu, .record(record(.discarded(.operatorDiscarded))), .send(.aborted), .finish]
         case .userAborted: return [.note(.tooLate)]
         case .qemuObserved(.running): return [.note(.ranByHand)]
-        case .qemuObserved(.paused), .received(.heartbeat), .localFailed: return []
+        case .qemuObserved(.paused), .received(.heartbeat), .localFailed, .reconnectTimedOut: return []
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.failed), .received(.aborted):
+            .received(.verdictQuery), .received(.failed), .received(.aborted), .received(.resumed),
+            .received(.cutOff):
             return [.note(.ignoredNonsense)]
         case .restarted, .qemuReady, .loaded, .guestRunning, .guestStartFailed, .recordFailed(.incoming, _),
             .recordFailed(.committed, _), .recordFailed(.completed, _), .recordFailed(.discarded, _),
@@ -240,8 +256,9 @@ extension DestinationSession {
         case .qemuDied, .qemuObserved(.dead): return lose(mayHaveRun: false)
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.abort),
             .received(.running), .received(.verdictQuery), .received(.heartbeat), .received(.failed),
-            .received(.aborted), .connected, .connectionLost, .peerSilent, .localFailed, .qemuObserved(.paused),
-            .qemuObserved(.running):
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff), .connected,
+            .connectionLost, .peerSilent,
+            .reconnectTimedOut, .localFailed, .qemuObserved(.paused), .qemuObserved(.running):
             return []
         case .restarted, .qemuReady, .loaded, .guestRunning, .guestStartFailed, .recordFailed: illegal(event)
         }
@@ -279,9 +296,10 @@ extension DestinationSession {
         case .received(.commit), .received(.heartbeat): return []
         case .userAborted, .resolve: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.failed), .received(.aborted):
+            .received(.verdictQuery), .received(.failed), .received(.aborted), .received(.resume), .received(.resumed),
+            .received(.cutOff):
             return [.note(.ignoredNonsense)]
-        case .connected, .connectionLost, .peerSilent, .localFailed: return []
+        case .connected, .connectionLost, .peerSilent, .reconnectTimedOut, .localFailed: return []
         case .restarted, .qemuReady, .loaded, .recordFailed(.incoming, _), .recordFailed(.prepared, _),
             .recordFailed(.completed, _), .recordFailed(.discarded, _), .recordFailed(.lost, _):
             illegal(event)
@@ -300,8 +318,12 @@ extension DestinationSession {
             case .completed(let report): return [.send(.running(report))]
             case .lost(let mayHaveRun): return [.send(lossReport(mayHaveRun))]
             case .discarded: return [.send(.aborted)]
-            case .idle, .preparing, .receiving, .inDoubt, .deciding, .starting, .recovering: illegal(event)
+            case .idle, .preparing, .receiving, .cutOff, .inDoubt, .deciding, .starting, .recovering: illegal(event)
             }
+        case .received(.resume):
+            // The time had run out, or something else went wrong meanwhile.
+            guard case .discarded(let failure) = state else { return [] }
+            return [.send(.failed(.init(problem: failure.problem, copy: .neverRan)))]
         case .received(.abort):
             if case .completed = state { return [.note(.abortAfterCommit)] }
             return [.send(.aborted)]
@@ -315,11 +337,12 @@ extension DestinationSession {
         case .recordFailed(.lost(let mayHaveRun), _): return [.connect, .send(lossReport(mayHaveRun)), .finish]
         case .userAborted, .resolve: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.heartbeat), .received(.failed), .received(.aborted):
+            .received(.verdictQuery), .received(.heartbeat), .received(.failed), .received(.aborted),
+            .received(.resumed), .received(.cutOff):
             return []
         // Trailing reports of a QEMU that this session no longer cares for.
         case .qemuReady, .localFailed, .loaded, .qemuDied, .guestRunning, .guestStartFailed, .qemuObserved,
-            .connectionLost, .peerSilent, .retryDue:
+            .connectionLost, .peerSilent, .retryDue, .reconnectTimedOut:
             return []
         case .restarted, .recordFailed(.incoming, _), .recordFailed(.prepared, _), .recordFailed(.committed, _):
             illegal(event)
@@ -347,7 +370,7 @@ extension DestinationSession {
         case .retryDue: return [.observeQemu]
         case .userAborted, .resolve: return [.note(.tooLate)]
         // Asked again, or said again, once QEMU has answered.
-        case .received, .connected, .connectionLost, .peerSilent, .localFailed: return []
+        case .received, .connected, .connectionLost, .peerSilent, .reconnectTimedOut, .localFailed: return []
         case .qemuReady, .loaded, .guestRunning, .guestStartFailed, .recordFailed: illegal(event)
         }
     }
@@ -373,39 +396,12 @@ extension DestinationSession {
         }
     }
 
-    private func record(_ stage: DestinationStage) -> DestinationRecord {
+    func record(_ stage: DestinationStage) -> DestinationRecord {
         DestinationRecord(job: job, guestRunning: guestRunning, stage: stage)
     }
 
     /// A pair that only a mistake of our own can bring about.
-    private func illegal(_ event: DestinationEvent) -> Never {
+    func illegal(_ event: DestinationEvent) -> Never {
         preconditionFailure("destination session \(job): \(event) in state \(state.name)")
-    }
-}
-
-extension DestinationSession.State {
-    /// Why the VM is not here; nil: it is, or nothing is decided.
-    var problem: SessionProblem? {
-        switch self {
-        case .discarded(let failure): failure.problem
-        case .lost: .destinationDied
-        case .idle, .preparing, .receiving, .inDoubt, .deciding, .starting, .recovering, .completed: nil
-        }
-    }
-
-    /// For messages and logs.
-    public var name: String {
-        switch self {
-        case .idle: "idle"
-        case .preparing: "preparing"
-        case .receiving: "receiving"
-        case .inDoubt: "inDoubt"
-        case .deciding: "deciding"
-        case .starting: "starting"
-        case .recovering: "recovering"
-        case .completed: "completed"
-        case .discarded: "discarded"
-        case .lost: "lost"
-        }
     }
 }

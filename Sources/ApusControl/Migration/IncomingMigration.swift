@@ -16,15 +16,20 @@ actor IncomingMigration {
     private nonisolated let inbox: AsyncStream<SessionInput<DestinationEvent>>.Continuation
     private let inputs: AsyncStream<SessionInput<DestinationEvent>>
     nonisolated let router: LinkRouter<DestinationEvent>
-    private var session: DestinationSession
+    private(set) var session: DestinationSession
     private let vm: String
     /// Where the source's agent can be dialled.
     private let peer: Endpoint
     private var slot = LinkSlot()
-    private var link: ControlLink? { slot.link }
+    var link: ControlLink? { slot.link }
     private var machine: Machine?
-    private var flow: DestinationFlow?
-    private var token: Token?
+    private(set) var flow: DestinationFlow?
+    private(set) var token: Token?
+    /// The connection that QEMU's return path takes.
+    nonisolated let returnPath = Monitor<ControlLink?>(nil)
+    /// How long the source tries to restore a lost connection.
+    private(set) var reconnectS = 0.0
+    var outage = Outage()
     private var status: JobStatus
     private var watchers: Task<Void, Never>?
     private var isOver = false
@@ -98,6 +103,7 @@ actor IncomingMigration {
         for await case .linked(let late, _) in inputs { late.cut() }
         // The flow reports to this actor, which holds it: let it go, with all its buffers.
         router.setFlow(nil)
+        returnPath.update { $0 = nil }
         flow = nil
     }
 
@@ -186,6 +192,7 @@ actor IncomingMigration {
             // guest stands still.
             if case .running = message { link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame) }
             link?.post(SessionEnvelope(job: job, message: message).frame)
+        case .resumeTransfer: await resumeTransfer()
         case .startGuest(let paused): await startGuest(paused: paused)
         case .observeQemu:
             if machine == nil {
@@ -230,12 +237,11 @@ actor IncomingMigration {
             let flow = try await startFlow(machine, memory, lanes: lanes, direct: terms.direct)
             self.flow = flow
             self.token = token
-            services.lanes.expect(token, lanes: lanes) { connection in try? flow.attach(connection) }
-            router.setFlow { [self] frame in
-                flow.receive(frame)
-                Task { await self.noteStream() }
-            }
-            post(.qemuReady(terms))
+            services.lanes.expect(token, lanes: lanes) { flow.attach($0) }
+            connect(flow, as: 0)
+            reconnectS = offer.reconnectS ?? 0
+            let resumes = reconnectS > 0 && services.config.link.reconnectS > 0
+            post(.qemuReady(TransferTerms(direct: terms.direct, reason: terms.reason, resumes: resumes ? true : nil)))
         } catch {
             post(.localFailed(SessionProblem("destination-unready", error)))
         }
@@ -255,7 +261,7 @@ actor IncomingMigration {
         return TransferTerms(direct: true)
     }
 
-    private func noteStream() { lastStream = Instant.now() }
+    func noteStream() { lastStream = Instant.now() }
 
     private func startFlow(
         _ machine: Machine, _ memory: MachineMemory.Locator, lanes: Int, direct: Bool
@@ -273,17 +279,17 @@ actor IncomingMigration {
             throw Problem("qemu-refused", "The destination QEMU does not accept a migration: \(error).")
         }
         let qemu = try await offPool("apus-dial") { try Socket.connect(to: .unix(path: path), timeoutMs: 5_000) }
-        let link = self.link
         return try DestinationFlow(
             qemu: qemu, lanes: lanes, isDirect: direct,
             ports: { block in memory.port(of: block) },
-            send: { link?.post($0) },
+            send: { [returnPath] frame in returnPath.read { $0 }?.post(frame) },
             report: { [self] event in flowReports(event) })
     }
 
     private nonisolated func flowReports(_ event: DestinationFlowEvent) {
         switch event {
         case .loaded: Task { await self.loaded() }
+        case .linkLost: Task { await self.loseLink() }
         case .failed(let failure):
             Task {
                 // A QEMU that refuses its stream says why in its log as it exits.
@@ -344,7 +350,7 @@ actor IncomingMigration {
         status.phase = JobPhase(session.phase)
         switch session.state {
         case .discarded, .lost: status.error = session.state.problem.map { Problem($0) }
-        case .idle, .preparing, .receiving, .inDoubt, .deciding, .starting, .recovering, .completed: break
+        case .idle, .preparing, .receiving, .cutOff, .inDoubt, .deciding, .starting, .recovering, .completed: break
         }
         if status.phase.isFinal && status.endedAt == nil {
             status.endedAt = Date()
@@ -395,6 +401,7 @@ actor IncomingMigration {
             }
             status.progress.elapsedMs = Instant.now().ms(since: started)
             status.progress.wireBytes = counters.wireBytes
+            watchOutage()
             if !isOver { await services.board.publish(status) }
         }
     }

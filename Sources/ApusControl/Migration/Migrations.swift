@@ -73,7 +73,7 @@ public actor Migrations {
                 options: [
                     "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
                     "directBlocks": direct?.offered,
-                ].compactMapValues { $0 })
+                ].compactMapValues { $0 }, reconnectS: config.link.reconnectS > 0 ? config.link.reconnectS : nil)
         } catch {
             await migration.letGoOfMemory()
             try? await machines.giveBack(machine)
@@ -277,7 +277,7 @@ public actor Migrations {
                         answers.append(message)
                     }
                 }
-            } else if envelope.message == .verdictQuery {
+            } else if envelope.message == .verdictQuery || envelope.message == .cutOff {
                 answers = [SourceSession.verdict(forUnknownJob: job)]
             } else if let answer = DestinationSession.answer(forUnknownJob: job, to: envelope.message) {
                 answers = [answer]

@@ -27,9 +27,9 @@ actor OutgoingMigration {
     private nonisolated let inbox: AsyncStream<SessionInput<SourceEvent>>.Continuation
     private let inputs: AsyncStream<SessionInput<SourceEvent>>
     nonisolated let router: LinkRouter<SourceEvent>
-    private var session: SourceSession
+    private(set) var session: SourceSession
     private var slot = LinkSlot()
-    private var link: ControlLink? { slot.link }
+    var link: ControlLink? { slot.link }
     private var everLinked = false
     private var isDialling = false
     private var retryIsPosted = false
@@ -38,6 +38,7 @@ actor OutgoingMigration {
     private var deadlineSaid = false
     private var switchLimitSaid = false
     private var stallSaid = false
+    var outage = Outage()
     var transfer: OutgoingTransfer?
     /// The VM's RAM, held from outside until the job is over; nil: it goes by the stream port.
     var memory: DirectMemory?
@@ -162,7 +163,7 @@ actor OutgoingMigration {
             marks.running = Instant.now()
             marks.resumeMs = report.resumeMs
         case .heartbeat(let report): marks.destinationCPUS = report.cpuS
-        case .open, .refused, .commit, .abort, .verdictQuery, .failed, .aborted: break
+        case .open, .refused, .commit, .abort, .verdictQuery, .failed, .aborted, .resume, .resumed, .cutOff: break
         }
     }
 
@@ -199,6 +200,8 @@ actor OutgoingMigration {
         case .connect: connect()
         case .send(let message): link?.post(SessionEnvelope(job: job, message: message).frame)
         case .startTransfer: await startTransfer()
+        case .holdTransfer: holdTransfer()
+        case .resumeTransfer(let point): await resumeTransfer(point)
         case .raiseDowntimeLimit: await openGate()
         case .deliverShut: transfer?.deliverShut()
         case .releaseQemu:
@@ -239,12 +242,6 @@ actor OutgoingMigration {
         }
     }
 
-    private func openGate() async {
-        do { try await transfer?.letQemuStop(maxDowntimeMs: request.maxDowntimeMs) } catch {
-            post(.localFailed(SessionProblem("transfer-failed", error)))
-        }
-    }
-
     private func resumeGuest() async {
         do { try await machine?.qmp.execute(.cont) } catch {
             let note = "The guest could not be resumed; it is tried again and again: \(error)."
@@ -278,7 +275,8 @@ actor OutgoingMigration {
         // What is left of a lost VM is its operator's too.
         case .kept, .lost: await services.machines.release(request.vm, job: job)
         case .completed: break
-        case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding, .undecidable,
+        case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
+            .undecidable,
             .committed, .aborting, .recovering:
             preconditionFailure("a session finishes in a final state")
         }
@@ -290,7 +288,8 @@ actor OutgoingMigration {
         status.phase = JobPhase(session.phase)
         switch session.state {
         case .kept, .lost: status.error = session.state.problem.map { Problem($0) }
-        case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding, .undecidable,
+        case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
+            .undecidable,
             .committed, .aborting, .recovering, .completed:
             break
         }
@@ -361,6 +360,7 @@ actor OutgoingMigration {
                 retryIsPosted = true
                 post(.retryDue)
             }
+            watchOutage()
             if let limit = request.timeoutS, !deadlineSaid, Instant.now().ms(since: started) > limit * 1000 {
                 deadlineSaid = true
                 post(.deadlinePassed)
@@ -376,7 +376,8 @@ actor OutgoingMigration {
 
     /// What is left fits the pause.
     func gateOpens(predictedDowntimeMs: Double?) {
-        guard session.state == .transferring else { return }
+        // Reconnecting counts: the session keeps it in mind.
+        guard session.phase == .transferring else { return }
         // A guest that was paused before shows no STOP.
         if !session.guestRunning { marks.gateOpened = Instant.now() }
         marks.predictedDowntimeMs = predictedDowntimeMs
@@ -391,6 +392,7 @@ actor OutgoingMigration {
             let info =
                 session.state == .transferring && !transfer.isDirect
                 ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
+            if isReconnecting { monitor.forgetStall() }
             let isReady = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
             if isReady { gateOpens(predictedDowntimeMs: status.progress.predictedDowntimeMs) }
             if monitor.stalledMs > SessionTimes.stallMs && !stallSaid {

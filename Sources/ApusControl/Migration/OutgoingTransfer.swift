@@ -59,7 +59,8 @@ final class OutgoingTransfer: Sendable {
         let options = FlowOptions(for: migration.request)
         let port: SourcePort =
             if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
-        let reach = memory == nil && options.verifies ? await MachineMemory.Locator(machine) : nil
+        // For --verify, and for what was on its way when a connection was lost.
+        let reach = memory == nil ? await MachineMemory.Locator(machine) : nil
         return try SourceFlow(
             port, control: link, lanes: lanes, options: options, memory: { reach?.port(of: $0) ?? .stream },
             report: { migration.flowReports($0) })
@@ -85,7 +86,7 @@ final class OutgoingTransfer: Sendable {
         return qemu
     }
 
-    private static func dialLanes(_ peer: Endpoint, _ token: Token, _ count: Int) throws -> LaneConnections {
+    static func dialLanes(_ peer: Endpoint, _ token: Token, _ count: Int) throws -> LaneConnections {
         var lanes = LaneConnections()
         for lane in 0..<count {
             let hello = Hello(role: .lane, lane: UInt16(lane), lanes: UInt32(count), token: token)
@@ -174,6 +175,8 @@ final class OutgoingTransfer: Sendable {
 
     func stop() { flow.stop() }
 
+    func hold() { flow.hold() }
+
     /// Makes QEMU give the migration up, whatever stage it is in.
     static func release(_ machine: Machine) async {
         guard machine.exit == nil else { return }
@@ -209,19 +212,19 @@ enum QemuObservation {
 }
 
 extension OutgoingMigration {
+    func openGate() async {
+        do { try await transfer?.letQemuStop(maxDowntimeMs: request.maxDowntimeMs) } catch {
+            post(.localFailed(SessionProblem("transfer-failed", error)))
+        }
+    }
+
     /// Called from the flow's threads.
     nonisolated func flowReports(_ event: SourceFlowEvent) {
         switch event {
         case .layoutKnown, .lastRoundBegan, .streamEnded: break
         case .converged(let downtimeMs): Task { await self.gateOpens(predictedDowntimeMs: downtimeMs) }
-        case .failed(let failure):
-            let problem = SessionProblem(failure)
-            guard failure.code == "link" else { return post(.localFailed(problem)) }
-            // When the destination has given up, its own words say why; they are on their way on the control link.
-            Task {
-                try? await Task.sleep(for: .milliseconds(300))
-                post(.localFailed(problem))
-            }
+        case .linkLost: Task { await self.loseLink() }
+        case .failed(let failure): post(.localFailed(SessionProblem(failure)))
         }
     }
 }

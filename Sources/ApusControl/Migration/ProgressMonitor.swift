@@ -126,6 +126,9 @@ struct ProgressMonitor: Sendable {
             done: rounds.totalBytes > 0 ? 1 - Double(rounds.remainingBytes) / Double(rounds.totalBytes) : 0)
     }
 
+    /// Without a connection nobody can confirm anything.
+    mutating func forgetStall() { confirmed = (0, 0) }
+
     /// Bytes on the link that nobody confirms.
     private mutating func watchStall(_ flow: FlowSample, _ nowNs: UInt64) {
         let bytes = flow.wireBytes - min(flow.unconfirmedBytes, flow.wireBytes)

@@ -22,12 +22,19 @@
 //        |<----------------------------------------------- aborted       |
 //        |<----------------------------------------------- failed        |  the destination's own failure, any time
 //
+//     After a lost connection, while the guest still runs; lanes are opened anew behind `resumed`:
+//        | resume ------------------------------------------------------>|  comes to rest, counts what it has
+//        |<--------------------------------------------- resumed(point)  |
+//        |<----------------------------------------------- cutOff        |  asked until then: is the job still there?
+//
 //     After a lost connection, from a destination that is prepared and in doubt:
 //        |<------------------------------------------ verdictQuery       |
 //        | commit | abort | nothing yet -------------------------------->|
 //
 //  On the wire each message is one JSON object {"job": …, "kind": …, "body": …}, no larger than
 //  `kind.encodedBytesMax`.
+
+public import ApusFlow
 
 /// Bounds of the control messages; a longer one is refused before it is parsed.
 public enum SessionLimits {
@@ -39,6 +46,8 @@ public enum SessionLimits {
     public static let nameBytesMax = 255
     /// Entries in any string map of a message.
     public static let entryCountMax = 64
+    /// Longest time to restore a lost connection: a destination keeps its copy so long.
+    public static let reconnectSMax = 3600.0
 }
 
 /// A message and the job it belongs to. The runtime routes by job; a session never sees another job's message.
@@ -76,16 +85,24 @@ public enum SessionMessage: Sendable, Equatable {
     case failed(DestinationFailure)
     /// Destination: the copy is discarded.
     case aborted
+    /// Source: the connection was lost; how far did you get? Only to a destination that has agreed to it in `ready`.
+    case resume
+    /// Destination: at rest, and this far.
+    case resumed(ResumePoint)
+    /// Destination: the connection was lost before everything was here. A source that has given up answers `abort`.
+    case cutOff
 
     /// The word for a message on the wire.
     public enum Kind: String, Codable, Sendable, CaseIterable {
-        case open, ready, refused, prepared, commit, abort, running, verdictQuery, heartbeat, failed, aborted
+        case open, ready, refused, prepared, commit, abort, running, verdictQuery, heartbeat, failed, aborted, resume,
+            resumed, cutOff
 
         /// The longest encoding a receiver accepts.
         public var encodedBytesMax: Int {
             switch self {
             case .open: SessionLimits.offerBytesMax
-            case .ready, .refused, .prepared, .commit, .abort, .running, .verdictQuery, .heartbeat, .failed, .aborted:
+            case .ready, .refused, .prepared, .commit, .abort, .running, .verdictQuery, .heartbeat, .failed, .aborted,
+                .resume, .resumed, .cutOff:
                 SessionLimits.messageBytesMax
             }
         }
@@ -104,6 +121,9 @@ public enum SessionMessage: Sendable, Equatable {
         case .heartbeat: .heartbeat
         case .failed: .failed
         case .aborted: .aborted
+        case .resume: .resume
+        case .resumed: .resumed
+        case .cutOff: .cutOff
         }
     }
 }
@@ -118,10 +138,12 @@ public struct MigrationOffer: Codable, Sendable, Equatable {
     /// False: the operator had paused the guest, and it must be paused wherever it ends up.
     public var guestRunning: Bool
     public var options: [String: String]
+    /// How long the source tries to restore a lost connection, in seconds; nil: it does not know how.
+    public var reconnectS: Double?
 
     public init(
         vm: String, definition: String, ramBytes: UInt64, qemuVersion: String, guestRunning: Bool,
-        options: [String: String] = [:]
+        options: [String: String] = [:], reconnectS: Double? = nil
     ) {
         self.vm = vm
         self.definition = definition
@@ -129,6 +151,7 @@ public struct MigrationOffer: Codable, Sendable, Equatable {
         self.qemuVersion = qemuVersion
         self.guestRunning = guestRunning
         self.options = options
+        self.reconnectS = reconnectS
     }
 
     /// Why a well-formed offer still makes no sense, or nil.
@@ -137,6 +160,9 @@ public struct MigrationOffer: Codable, Sendable, Equatable {
         if vm.utf8.count > SessionLimits.nameBytesMax { return "the VM's name is too long" }
         if ramBytes == 0 { return "the VM has no memory" }
         if options.count > SessionLimits.entryCountMax { return "too many options" }
+        if let reconnectS, !(0...SessionLimits.reconnectSMax).contains(reconnectS) {
+            return "it would reconnect for \(reconnectS) s"
+        }
         return nil
     }
 }
@@ -147,10 +173,13 @@ public struct TransferTerms: Codable, Sendable, Equatable {
     public var direct: Bool
     /// Why not, for the job's notes.
     public var reason: String?
+    /// A lost connection does not end the job: `resume` will be answered. An agent that does not know it says nothing.
+    public var resumes: Bool?
 
-    public init(direct: Bool = false, reason: String? = nil) {
+    public init(direct: Bool = false, reason: String? = nil, resumes: Bool? = nil) {
         self.direct = direct
         self.reason = reason
+        self.resumes = resumes
     }
 }
 
@@ -253,7 +282,9 @@ extension SessionMessage {
         case .refused(let problem): .refused(problem.told(by: peer))
         case .abort(let problem): .abort(problem.told(by: peer))
         case .failed(let failure): .failed(.init(problem: failure.problem.told(by: peer), copy: failure.copy))
-        case .open, .ready, .prepared, .commit, .running, .verdictQuery, .heartbeat, .aborted: self
+        case .open, .ready, .prepared, .commit, .running, .verdictQuery, .heartbeat, .aborted, .resume, .resumed,
+            .cutOff:
+            self
         }
     }
 }
@@ -364,54 +395,3 @@ public struct SessionRecord<Stage: Codable & Sendable & Equatable>: Codable, Sen
 
 public typealias SourceRecord = SessionRecord<SourceStage>
 public typealias DestinationRecord = SessionRecord<DestinationStage>
-
-// MARK: - Wire form
-
-extension SessionEnvelope: Codable {
-    private enum Keys: String, CodingKey { case job, kind, body }
-
-    public init(from decoder: any Decoder) throws {
-        let box = try decoder.container(keyedBy: Keys.self)
-        job = try box.decode(String.self, forKey: .job)
-        guard !job.isEmpty, job.utf8.count <= SessionLimits.nameBytesMax else {
-            throw DecodingError.dataCorruptedError(forKey: .job, in: box, debugDescription: "not a job id")
-        }
-        func body<Body: Decodable>(_ type: Body.Type = Body.self) throws -> Body {
-            try box.decode(Body.self, forKey: .body)
-        }
-        message =
-            switch try box.decode(SessionMessage.Kind.self, forKey: .kind) {
-            case .open: .open(try body())
-            // An agent that knows no terms sends none.
-            case .ready: .ready(try box.decodeIfPresent(TransferTerms.self, forKey: .body) ?? TransferTerms())
-            case .refused: .refused(try body())
-            case .prepared: .prepared(try body())
-            case .commit: .commit
-            case .abort: .abort(try body())
-            case .running: .running(try body())
-            case .verdictQuery: .verdictQuery
-            case .heartbeat: .heartbeat(try body())
-            case .failed: .failed(try body())
-            case .aborted: .aborted
-            }
-        if case .open(let offer) = message, let reason = offer.invalid() {
-            throw DecodingError.dataCorruptedError(forKey: .body, in: box, debugDescription: reason)
-        }
-    }
-
-    public func encode(to encoder: any Encoder) throws {
-        var box = encoder.container(keyedBy: Keys.self)
-        try box.encode(job, forKey: .job)
-        try box.encode(message.kind, forKey: .kind)
-        switch message {
-        case .open(let body): try box.encode(body, forKey: .body)
-        case .refused(let body), .abort(let body): try box.encode(body, forKey: .body)
-        case .prepared(let body): try box.encode(body, forKey: .body)
-        case .running(let body): try box.encode(body, forKey: .body)
-        case .heartbeat(let body): try box.encode(body, forKey: .body)
-        case .failed(let body): try box.encode(body, forKey: .body)
-        case .ready(let body): try box.encode(body, forKey: .body)
-        case .commit, .verdictQuery, .aborted: break
-        }
-    }
-}

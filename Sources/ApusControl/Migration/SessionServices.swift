@@ -45,6 +45,10 @@ enum SessionTimes {
     static let crossingMs = 2_000.0
     /// Time to reach a peer.
     static let dialMs = 3_000.0
+    /// A lane that breaks when the other agent gives up: its own words may be on their way on the control connection.
+    static let lastWords: Duration = .milliseconds(300)
+    /// A destination waits longer than its source by this: the loss may have been noticed here first.
+    static let reconnectMarginS = 5.0
 }
 
 /// Runs blocking work on a thread of its own and waits for it without holding a thread of the cooperative pool.
@@ -82,6 +86,9 @@ final class LaneRegistry: Sendable {
     func expect(_ token: Token, lanes: Int, attach: @escaping @Sendable (consuming Connection) -> Void) {
         expected.update { $0[token] = Expected(lanes: lanes, attach: attach) }
     }
+
+    /// The same lanes again, on new connections.
+    func expectAnew(_ token: Token) { expected.update { $0[token]?.attached = [] } }
 
     func forget(_ token: Token) { expected.update { $0[token] = nil } }
 
@@ -162,7 +169,7 @@ extension SessionProblem {
             self.init(
                 "peer-strange", "What listens at \(there) is not an Apus agent. \(error)",
                 advice: "Give the address of the agent's migration link (link.listen in its configuration).")
-        case .system, .refused, .closed, .timedOut, .auditFailed:
+        case .system, .refused, .closed, .timedOut, .auditFailed, .unreadable:
             self.init(
                 "peer-unreachable", "The agent at \(there) cannot be reached: \(error)",
                 advice: "Check that `apus agent` runs there, listens on this address, and no firewall is between.")
@@ -178,6 +185,7 @@ extension SessionProblem {
             case "link": "Check the network and that the other agent runs, then migrate again."
             case "qemu-load": "Both hosts need a QEMU that can be this machine, with the same devices and files."
             case "install": "Look at the destination's memory and its agent's log, then migrate again."
+            case "resume": "Nothing is lost but time: the VM runs on here. Migrate again."
             case "peer": "Install the same release of Apus on both hosts."
             default: "Look at QEMU's log and the agent's."
             }

@@ -3,6 +3,8 @@
 //     runtime loop, one per session:  event -> handle -> actions, in order -> next event
 //     a `record` that fails: drop the rest of the list, and the next event is `recordFailed`
 
+public import ApusFlow
+
 /// What happens to a source session.
 public enum SourceEvent: Sendable, Equatable {
     /// Local checks are done: move it.
@@ -15,6 +17,10 @@ public enum SourceEvent: Sendable, Equatable {
     /// Always reported before the `connected` of a later one.
     case connectionLost
     case received(SessionMessage)
+    /// The lanes stand again and the flow goes on; answers `resumeTransfer`.
+    case transferResumed
+    /// The connection could not be restored within the limit, or this transfer can never go on.
+    case reconnectTimedOut
     /// What is left fits the allowed pause.
     case gateOpened
     /// QEMU's STOP of a switch-over (run state `finish-migrate`; an operator's own `stop` is not meant).
@@ -67,6 +73,12 @@ public enum SourceAction: Sendable, Equatable {
     case send(SessionMessage)
     /// Open the lanes, hold the downtime limit low, let QEMU migrate into our socket (return path on).
     case startTransfer
+    /// Stop sending, and cut what is left of the connections: the other side must learn of the loss. QEMU and the guest
+    /// go on. Harmless when done already.
+    case holdTransfer
+    /// Open the lanes anew and send again what the destination lacks. `transferResumed` follows, `connectionLost` when
+    /// the network fails again, `localFailed` when the two sides do not fit together any more.
+    case resumeTransfer(ResumePoint)
     /// Let QEMU stop at once.
     case raiseDowntimeLimit
     /// Write SHUT 0 to QEMU's return path; nobody else ever does. A dead socket is no error here: QEMU's own state
@@ -99,12 +111,34 @@ public enum SourceStage: Codable, Sendable, Equatable {
 }
 
 extension SourceSession.State {
+    /// For messages and logs.
+    public var name: String {
+        switch self {
+        case .idle: "idle"
+        case .connecting: "connecting"
+        case .opening: "opening"
+        case .transferring: "transferring"
+        case .reconnecting: "reconnecting"
+        case .switching: "switching"
+        case .orphaned: "orphaned"
+        case .releasing: "releasing"
+        case .deciding: "deciding"
+        case .undecidable: "undecidable"
+        case .committed: "committed"
+        case .aborting: "aborting"
+        case .recovering: "recovering"
+        case .completed: "completed"
+        case .kept: "kept"
+        case .lost: "lost"
+        }
+    }
+
     /// Why it ended without moving the VM; nil: it did, or has not ended.
     var problem: SessionProblem? {
         switch self {
         case .kept(let failure), .lost(let failure, _): failure.problem
-        case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding, .undecidable,
-            .committed, .aborting, .recovering, .completed:
+        case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
+            .undecidable, .committed, .aborting, .recovering, .completed:
             nil
         }
     }

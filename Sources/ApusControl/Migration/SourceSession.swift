@@ -16,6 +16,7 @@
 //                                                                     |   commit, commit, …  --- `failed` --> lost
 //     deciding: the database refused [committed] or [aborted]; again  |      | `running`
 //     at every retry. recovering: after a restart, QEMU is asked.     |      v
+//     reconnecting: see SourceSession+Reconnect.swift.                |      |
 //                                                                     +-- completed (own QEMU ended)
 //
 //  [x] is a durable record, written before anything that follows it. Who may run the guest: this side until [committed]
@@ -49,6 +50,8 @@ public struct SourceSession: Sendable {
         /// The destination checks the offer and starts its QEMU.
         case opening
         case transferring
+        /// The connection is lost while the guest runs: the flow is held until it stands again.
+        case reconnecting(Reconnection)
         /// The guest is stopped, the rest of the stream travels.
         case switching
         /// QEMU was killed while its guest was stopped. If the destination holds everything, the VM survives there.
@@ -81,7 +84,9 @@ public struct SourceSession: Sendable {
     public let job: String
     /// False: the guest was paused by its operator and stays paused, here or there.
     public let guestRunning: Bool
-    public private(set) var state: State
+    public internal(set) var state: State
+    /// Both sides can go on after a lost connection.
+    var resumes = false
 
     /// A new session, in `idle`.
     public init(job: String, guestRunning: Bool) {
@@ -114,7 +119,7 @@ public struct SourceSession: Sendable {
         switch state {
         case .idle: .preparing
         case .connecting, .opening: .connecting
-        case .transferring: .transferring
+        case .transferring, .reconnecting: .transferring
         case .switching, .orphaned: .switching
         case .releasing, .deciding, .committed(linked: true): .committing
         case .undecidable, .committed(linked: false), .recovering: .inDoubt
@@ -128,7 +133,7 @@ public struct SourceSession: Sendable {
     /// While true the runtime sends `retryDue` about once a second.
     public var wantsRetry: Bool {
         switch state {
-        case .releasing, .deciding, .committed, .aborting, .recovering, .orphaned: true
+        case .releasing, .deciding, .committed, .aborting, .recovering, .orphaned, .reconnecting: true
         case .idle, .connecting, .opening, .transferring, .switching, .undecidable, .completed, .kept, .lost: false
         }
     }
@@ -139,6 +144,7 @@ public struct SourceSession: Sendable {
         switch state {
         case .idle: idle(event)
         case .connecting, .opening, .transferring, .switching: beforePrepared(event)
+        case .reconnecting(let reconnection): reconnecting(reconnection, event)
         case .orphaned: orphaned(event)
         case .releasing: releasing(event)
         case .deciding(let decision): deciding(decision, event)
@@ -159,6 +165,7 @@ extension SourceSession {
         case .start(let offer):
             precondition(offer.guestRunning == guestRunning, "the offer describes another guest")
             state = .connecting(offer)
+            resumes = offer.reconnectS != nil
             return [.record(record(.started)), .connect]
         case .localFailed(let problem): return giveUpBeforeStart(.kept(.local(problem)))
         case .userAborted: return giveUpBeforeStart(.kept(.userAborted))
@@ -167,7 +174,7 @@ extension SourceSession {
         case .qemuStopped, .retryDue: return []
         case .resolve: return [.note(.nothingToResolve)]
         case .restarted, .connected, .connectionLost, .received, .gateOpened, .qemuCompleted, .qemuFailed,
-            .qemuObserved, .recordFailed, .peerSilent, .switchOverTimedOut:
+            .qemuObserved, .recordFailed, .peerSilent, .switchOverTimedOut, .transferResumed, .reconnectTimedOut:
             illegal(event)
         }
     }
@@ -189,8 +196,9 @@ extension SourceSession {
             case .transferring: return [.raiseDowntimeLimit]
             // QEMU converged by itself while the gate was being opened.
             case .switching: return []
-            case .idle, .connecting, .opening, .orphaned, .releasing, .deciding, .undecidable, .committed, .aborting,
-                .recovering, .completed, .kept, .lost:
+            case .idle, .connecting, .opening, .reconnecting, .orphaned, .releasing, .deciding, .undecidable,
+                .committed,
+                .aborting, .recovering, .completed, .kept, .lost:
                 illegal(event)
             }
         case .qemuStopped:
@@ -204,16 +212,16 @@ extension SourceSession {
                 return [.note(.sourceDiedStopped)]
             }
             return abort(.qemuDied)
-        case .connectionLost: return abort(.connectionLost)
+        case .connectionLost: return loseConnection(.connectionLost)
         case .qemuCompleted: return abort(.qemuCompletedEarly)
         case .qemuFailed(let text): return abort(.qemuFailed(text))
         case .localFailed(let problem): return abort(.local(problem))
         case .recordFailed(.started, let text): return abort(.recordFailed(text))
         case .userAborted: return abort(.userAborted)
         case .deadlinePassed: return abort(.deadlinePassed)
-        case .peerSilent: return abort(.peerSilent)
+        case .peerSilent: return loseConnection(.peerSilent)
         case .switchOverTimedOut: return abort(.switchOverTimedOut)
-        case .retryDue: return []
+        case .retryDue, .transferResumed, .reconnectTimedOut: return []
         case .resolve: return [.note(.nothingToResolve)]
         case .start, .restarted, .qemuObserved,
             .recordFailed(.releasing, _), .recordFailed(.committed, _), .recordFailed(.aborted, _),
@@ -224,22 +232,29 @@ extension SourceSession {
 
     private mutating func beforePrepared(_ message: SessionMessage) -> [SourceAction] {
         switch (state, message) {
-        case (.opening, .ready):
+        case (.opening, .ready(let terms)):
             state = .transferring
+            resumes = resumes && terms.resumes == true
             return [.startTransfer]
         case (.opening, .refused(let problem)): return abort(.refused(problem))
         case (.opening, .failed(let failure)), (.transferring, .failed(let failure)),
             (.switching, .failed(let failure)):
             return abort(.peerFailed(failure.problem))
         // `transferring` too: the message may overtake QEMU's STOP event, and a paused guest shows none.
-        case (.transferring, .prepared), (.switching, .prepared):
-            state = .releasing
-            return [.record(record(.releasing)), .deliverShut]
+        case (.transferring, .prepared), (.switching, .prepared): return release()
+        // It knows of a loss that was not noticed here.
+        case (.transferring, .cutOff), (.switching, .cutOff): return loseConnection(.connectionLost)
         case (.opening, .heartbeat), (.transferring, .heartbeat), (.switching, .heartbeat): return []
         case (_, .open), (_, .ready), (_, .refused), (_, .prepared), (_, .commit), (_, .abort), (_, .running),
-            (_, .verdictQuery), (_, .heartbeat), (_, .failed), (_, .aborted):
+            (_, .verdictQuery), (_, .heartbeat), (_, .failed), (_, .aborted), (_, .resume), (_, .resumed), (_, .cutOff):
             return abort(.peerBrokeProtocol(message: message.kind, state: state.name))
         }
+    }
+
+    /// The destination holds everything.
+    mutating func release() -> [SourceAction] {
+        state = .releasing
+        return [.record(record(.releasing)), .deliverShut]
     }
 
     /// Waiting costs nothing, the guest cannot run here any more; only the destination can still save the VM.
@@ -249,12 +264,12 @@ extension SourceSession {
         case .received(.prepared), .received(.verdictQuery): return commit()
         case .received(.failed(let failure)): return abort(.peerFailed(failure.problem))
         case .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
-            .received(.running), .received(.aborted):
+            .received(.running), .received(.aborted), .received(.resume):
             return abort(.qemuDied)
         case .userAborted, .deadlinePassed, .switchOverTimedOut: return abort(.qemuDied)
         case .retryDue: return [.connect]
-        case .connected, .connectionLost, .peerSilent, .received(.heartbeat), .localFailed, .gateOpened, .qemuStopped,
-            .qemuFailed,
+        case .connected, .connectionLost, .peerSilent, .received(.heartbeat), .received(.resumed), .received(.cutOff),
+            .transferResumed, .reconnectTimedOut, .localFailed, .gateOpened, .qemuStopped, .qemuFailed,
             .qemuCompleted, .qemuDied, .qemuObserved:
             return []
         case .resolve: return [.note(.nothingToResolve)]
@@ -287,10 +302,12 @@ extension SourceSession {
         // The destination waits for QEMU's answer as we do; it asks again.
         case .received(.verdictQuery), .received(.prepared), .received(.heartbeat): return []
         case .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
-            .received(.aborted):
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff):
             return [.note(.ignoredNonsense)]
         // STOP can trail the `prepared` that it made possible; the gate, too.
-        case .qemuStopped, .gateOpened, .connected, .connectionLost, .peerSilent, .localFailed: return []
+        case .qemuStopped, .gateOpened, .connected, .connectionLost, .peerSilent, .transferResumed, .reconnectTimedOut,
+            .localFailed:
+            return []
         case .start, .restarted, .recordFailed(.started, _), .recordFailed(.committed, _), .recordFailed(.aborted, _),
             .recordFailed(.completed, _), .recordFailed(.kept, _), .recordFailed(.lost, _):
             illegal(event)
@@ -309,7 +326,8 @@ extension SourceSession {
             return abort(.peerFailed(failure.problem), wasReleasing: true)
         case .userAborted: return [.note(.tooLate)]
         case .connected, .connectionLost, .received, .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed,
-            .qemuDied, .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut:
+            .qemuDied, .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .transferResumed,
+            .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed: illegal(event)
         }
@@ -326,10 +344,11 @@ extension SourceSession {
         case .userAborted: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.commit),
             .received(.abort), .received(.verdictQuery), .received(.heartbeat), .received(.failed),
-            .received(.aborted):
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff):
             return []
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed, .qemuDied,
-            .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .retryDue:
+            .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .retryDue, .transferResumed,
+            .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed: illegal(event)
         }
@@ -376,10 +395,11 @@ extension SourceSession {
             return [.note(SessionFailure.recordFailed(text).problem)]
         case .userAborted, .resolve: return [.note(.tooLate)]
         case .received(.heartbeat): return []
-        case .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort):
+        case .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
+            .received(.resume), .received(.resumed), .received(.cutOff):
             return [.note(.ignoredNonsense)]
         case .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed, .qemuDied, .qemuObserved, .localFailed,
-            .deadlinePassed, .switchOverTimedOut:
+            .deadlinePassed, .switchOverTimedOut, .transferResumed, .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed(.started, _), .recordFailed(.releasing, _), .recordFailed(.aborted, _),
             .recordFailed(.completed, _), .recordFailed(.kept, _), .recordFailed(.lost, _):
@@ -397,7 +417,7 @@ extension SourceSession {
 // MARK: - Giving up, and seeing the guest back
 
 extension SourceSession {
-    private mutating func abort(_ failure: SessionFailure, wasReleasing: Bool = false) -> [SourceAction] {
+    mutating func abort(_ failure: SessionFailure, wasReleasing: Bool = false) -> [SourceAction] {
         state = .aborting(failure, wasReleasing: wasReleasing, from: phase)
         return [.record(record(.aborted(failure)))] + takeBack(failure)
     }
@@ -429,13 +449,14 @@ extension SourceSession {
             if !wasReleasing { return [note] + takeBack(failure) }
             state = .deciding(.abort(failure))
             return [note]
-        case .received(.prepared), .received(.verdictQuery): return [.send(.abort(failure.problem))]
+        case .received(.prepared), .received(.verdictQuery), .received(.cutOff): return [.send(.abort(failure.problem))]
         case .received(.running): return [.note(.ranWithoutCommit)]
         case .received(.ready), .received(.refused), .received(.heartbeat), .received(.failed), .received(.aborted),
+            .received(.resume), .received(.resumed),
             .received(.open), .received(.commit), .received(.abort):
             return []
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .localFailed, .userAborted, .deadlinePassed,
-            .peerSilent, .switchOverTimedOut:
+            .peerSilent, .switchOverTimedOut, .transferResumed, .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed(.started, _), .recordFailed(.releasing, _),
             .recordFailed(.committed, _), .recordFailed(.completed, _), .recordFailed(.kept, _),
@@ -458,19 +479,26 @@ extension SourceSession {
             case .kept(let failure), .lost(let failure, wasCommitted: false):
                 return [.send(.abort(failure.problem))]
             case .completed, .lost(_, wasCommitted: true): return [.send(.commit)]
-            case .idle, .connecting, .opening, .transferring, .switching, .orphaned, .releasing, .deciding,
+            case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing,
+                .deciding,
                 .undecidable, .committed, .aborting, .recovering:
                 illegal(event)
+            }
+        case .received(.cutOff):
+            switch state {
+            case .kept(let failure), .lost(let failure, wasCommitted: false): return [.send(.abort(failure.problem))]
+            default: return []
             }
         case .received(.running):
             if state == .completed { return [] }
             return [.note(.ranWithoutCommit)]
         case .userAborted, .resolve: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
-            .received(.heartbeat), .received(.failed), .received(.aborted):
+            .received(.heartbeat), .received(.failed), .received(.aborted), .received(.resume), .received(.resumed):
             return []
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed, .qemuDied,
-            .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .retryDue:
+            .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .retryDue, .transferResumed,
+            .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed(.started, _), .recordFailed(.releasing, _),
             .recordFailed(.committed, _), .recordFailed(.aborted, _):
@@ -495,11 +523,11 @@ extension SourceSession {
         case .received(.running): return [.note(.ranWithoutCommit)]
         case .received(.verdictQuery), .received(.prepared), .received(.heartbeat), .received(.failed),
             .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
-            .received(.aborted):
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff):
             return []
         case .userAborted: return [.note(.tooLate)]
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .localFailed, .deadlinePassed, .peerSilent,
-            .switchOverTimedOut:
+            .switchOverTimedOut, .transferResumed, .reconnectTimedOut:
             return []
         case .start, .recordFailed: illegal(event)
         }
@@ -524,30 +552,7 @@ extension SourceSession {
     }
 
     /// A pair that only a mistake of our own can bring about.
-    private func illegal(_ event: SourceEvent) -> Never {
+    func illegal(_ event: SourceEvent) -> Never {
         preconditionFailure("source session \(job): \(event) in state \(state.name)")
-    }
-}
-
-extension SourceSession.State {
-    /// For messages and logs.
-    public var name: String {
-        switch self {
-        case .idle: "idle"
-        case .connecting: "connecting"
-        case .opening: "opening"
-        case .transferring: "transferring"
-        case .switching: "switching"
-        case .orphaned: "orphaned"
-        case .releasing: "releasing"
-        case .deciding: "deciding"
-        case .undecidable: "undecidable"
-        case .committed: "committed"
-        case .aborting: "aborting"
-        case .recovering: "recovering"
-        case .completed: "completed"
-        case .kept: "kept"
-        case .lost: "lost"
-        }
     }
 }

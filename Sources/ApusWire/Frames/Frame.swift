@@ -20,7 +20,8 @@ public enum FrameKind: UInt8, Sendable, CaseIterable {
     case batch = 8
     /// All batches of this lane before it are older than fence `epoch`. No payload.
     case fence = 9
-    /// Receiver to sender of a lane: u64 bytes and u64 batches installed since the start.
+    /// Receiver to sender of a lane: u64 bytes received on this connection, u64 batches and updates applied since the
+    /// lane's first connection.
     case credit = 10
     /// Receiver to sender of a lane: u64, which entries of the audit are to be sent again, bit by bit.
     case want = 11

@@ -55,20 +55,24 @@ final class FaultStage {
     var source: Agent { agents[here] }
     var destination: Agent { agents[1 - here] }
 
-    private init(_ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port) {
+    private init(_ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, reconnectS: Double?) {
         self.lab = lab
         self.port = port
         self.pair = pair
-        peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
+        var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
+        peer.reconnectS = reconnectS
+        self.peer = peer
     }
 
     /// Runs `body` with two agents and, unless told otherwise, a guest on the first.
+    ///
+    /// - Parameter reconnectS: the agents' link.reconnectS; nil: the default.
     static func with(
-        guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto,
+        guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto, reconnectS: Double? = nil,
         _ body: (FaultStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
-            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), port)
+            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), port, reconnectS: reconnectS)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)
@@ -182,6 +186,30 @@ final class FaultStage {
         if phase == .failed { Self.expectsWords(ended.error) }
         try await expectOneGuest(moved: moved)
         return ended
+    }
+
+    /// A connection was lost at that moment, and stands again: while the guest ran the job goes on, and says so.
+    ///
+    /// A job that begins in a round never ends by itself; it is aborted once it has gone on.
+    ///
+    /// - Parameter wasHeld: the loss was there before anything could be opened.
+    func outlive(_ job: JobStatus, _ moment: FaultMoment, wasHeld: Bool = false) async throws -> JobStatus {
+        switch moment {
+        case .firstRound, .laterRound:
+            let again = try await source.job(of: Self.vm, seconds: 20) { now in
+                now.phase.isFinal || now.notes.contains { $0.contains("restored once") }
+            }
+            #expect(again.phase == .transferring, "\(Self.told(again))")
+            let bytes = again.progress.wireBytes
+            try await source.job(of: Self.vm, seconds: 20) {
+                $0.phase.isFinal || $0.progress.wireBytes > bytes + 1 << 20
+            }
+            try await source.apus(["job", "abort", job.id])
+            return try await settle(job, .aborted)
+        case .setup: return try await settle(job, wasHeld ? .failed : .completed, moved: !wasHeld)
+        case .stopped: return try await settle(job, .failed)
+        case .prepared, .committed, .starting: return try await settle(job, .completed, moved: true)
+        }
     }
 
     /// The guest runs on the one host, the other has nothing of it, and a full check that began now finds every page right.

@@ -1,0 +1,135 @@
+import ApusFlow
+import ApusLab
+import ApusMemory
+import ApusSystem
+import ApusWire
+import Testing
+
+/// A flow whose connections break, over real TCP. Guest RAM at the source is a file that always holds the newest content.
+@Suite(.serialized) struct ResumeTests {
+    private static let pages = 4096
+    private static let blocks: [(name: String, byteCount: UInt64)] = [
+        ("pc.ram", UInt64(pages * 4096)), ("pc.bios", 256 << 10),
+    ]
+
+    /// Every eighth page is zero; no other compresses.
+    private static func content(_ page: Int, _ version: Int) -> [UInt8] {
+        if page % 8 == 7 { return [UInt8](repeating: 0, count: 4096) }
+        var state = UInt64(page) << 32 | UInt64(version) << 1 | 1
+        return (0..<4096).map { _ in
+            state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+            return UInt8(truncatingIfNeeded: state >> 33)
+        }
+    }
+
+    private static func guest() throws -> GuestWindow {
+        try GuestWindow(
+            try Descriptor.memoryFile(byteCount: blocks[0].byteCount), fileOffset: 0, byteCount: blocks[0].byteCount)
+    }
+
+    private static func wrong(_ loop: Loopback, _ guest: GuestWindow) -> Int {
+        var here = PageBuffer(byteCount: 4096)
+        var there = PageBuffer(byteCount: 4096)
+        var count = 0
+        for page in 0..<pages {
+            guest.copyOut(at: UInt64(page * 4096), byteCount: 4096, to: &here, bufferOffset: 0)
+            loop.window.copyOut(at: UInt64(page * 4096), byteCount: 4096, to: &there, bufferOffset: 0)
+            if here.bytes.bytesCopied != there.bytes.bytesCopied { count += 1 }
+        }
+        return count
+    }
+
+    /// Three rounds in which some pages change, and a connection that breaks again and again: what arrives is right, and
+    /// what was confirmed did not travel twice.
+    @Test(arguments: [1, 3], [128, nil] as [Int?]) func everythingArrives(lanes: Int, lineBytes: Int?) throws {
+        let guest = try Self.guest()
+        var options = FlowOptions(bytesPerS: 40_000_000)
+        options.lineBytes = lineBytes
+        let loop = try Loopback(lanes: lanes, blocks: Self.blocks, options: options, guest: guest)
+        defer { loop.stop() }
+        var parts: [[UInt8]] = []
+        for version in 0..<3 {
+            var script = version == 0 ? try StreamScript(loop.layout) : try StreamScript(continuing: loop.layout)
+            if version < 2 { script.beginPart() } else { script.beginEnd() }
+            for page in stride(from: 0, to: Self.pages, by: version * 2 + 1) {
+                let bytes = Self.content(page, version)
+                script.page(0, page, bytes.allSatisfy { $0 == 0 } ? nil : bytes)
+            }
+            script.endSection()
+            if version == 2 { script.finish() }
+            parts.append(script.buffer.bytes.bytesCopied)
+        }
+        let (qemu, written) = (loop.sourceQemu, Latch())
+        try qemu.setTimeout(receiveMs: 0, sendMs: 30_000)
+        let writing = try WorkerThread("fake-qemu") { [parts] in
+            for (version, bytes) in parts.enumerated() {
+                // The guest writes a page before its QEMU sends it.
+                for page in stride(from: 0, to: Self.pages, by: version * 2 + 1) {
+                    guest.install(Self.content(page, version).rawBytes, at: UInt64(page * 4096))
+                }
+                try? qemu.write(bytes.rawBytes)
+            }
+            written.open()
+        }
+        var breaks = 0
+        while !written.wait(ms: 60) {
+            try loop.reconnect()
+            breaks += 1
+        }
+        let received = try loop.receive(until: StreamScript.tail)
+        #expect(Array(received.suffix(StreamScript.tail.count)) == StreamScript.tail)
+        #expect(writing.join(ms: 10_000))
+        #expect(breaks > 3, "only \(breaks) breaks")
+        #expect(Self.wrong(loop, guest) == 0)
+        let failures = loop.sourceEvents.read { events in
+            events.filter { if case .failed = $0 { true } else { false } }
+        }
+        #expect(failures == [])
+        let sample = loop.source.sample()
+        let once = UInt64(parts.reduce(0) { $0 + $1.count })
+        let inFlight = UInt64(breaks * lanes * Limits.windowBytesMin * 2)
+        #expect(sample.wireBytes < once + inFlight, "\(sample.wireBytes) for \(once), \(breaks) breaks")
+    }
+
+    /// A flow that has sent some pages, and what its source says to a destination that lies, or to a loss it cannot mend.
+    private func failure(
+        block: Int = 0, guest: GuestWindow?, lie: @escaping (inout ResumePoint) -> Void
+    ) throws -> FlowFailure? {
+        let loop = try Loopback(lanes: 2, blocks: Self.blocks, guest: guest)
+        defer { loop.stop() }
+        var script = try StreamScript(loop.layout)
+        script.beginPart()
+        for page in 0..<8 { script.page(block, page, Self.content(page, 0)) }
+        script.endSection()
+        try loop.sourceQemu.write(script.buffer.bytes)
+        for _ in 0..<1000 where loop.destination.sample().dataPages == 0 { pause(ms: 5) }
+        do {
+            try loop.reconnect { point in
+                var point = point
+                lie(&point)
+                return point
+            }
+        } catch let failure as FlowFailure { return failure }
+        return loop.sourceEvents.wait(ms: 3000) { events in
+            for case .failed(let failure) in events { return failure }
+            return nil
+        }
+    }
+
+    /// What a destination says is held against what was sent.
+    @Test func liesAreRefused() throws {
+        let guest = try Self.guest()
+        #expect(try failure(guest: guest) { $0.framesApplied.removeLast() }?.code == "peer")
+        #expect(try failure(guest: guest) { $0.framesApplied[1] += 1000 }?.code == "link")
+        #expect(try failure(guest: guest) { $0.streamBytes += 1 }?.code == "peer")
+        #expect(try failure(guest: guest) { $0.streamBytes -= 1 }?.code == "resume")
+        #expect(try failure(guest: guest) { _ in } == nil)
+        // No lie: the layout was lost, and is said again.
+        #expect(try failure(guest: guest) { $0.layoutKnown = false } == nil)
+    }
+
+    /// Pages that only QEMU can read cannot be sent again.
+    @Test func whatCannotBeReadEndsTheJob() throws {
+        #expect(try failure(block: 1, guest: nil) { $0.framesApplied = [0, 0] }?.code == "resume")
+    }
+}
