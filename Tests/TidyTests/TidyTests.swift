@@ -28,7 +28,8 @@ import Testing
 
     /// Bottom first: a module imports only what stands before it.
     private static let layers = [
-        "CApus", "CZstd", "CLZ4", "CXXHash", "COpenSSL", "ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric",
+        "CApus", "CZstd", "CLZ4", "CXXHash", "COpenSSL", "ApusSystem", "ApusMemory", "ApusCodec", "ApusWire",
+        "ApusFabric",
         "ApusFlow", "ApusAPI", "ApusQMP", "ApusControl", "ApusLab", "apus", "lab",
     ]
     private static let dataPlane: Set = [

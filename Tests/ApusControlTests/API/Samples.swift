@@ -14,7 +14,8 @@ enum Samples {
         memoryBytes: 1 << 30, vcpus: 2, qmpPath: "/run/apus/vms/web/qmp.sock",
         command: ["qemu-system-x86_64", "-append", "it's quiet", "-m", "1G"], job: "j1",
         note: "Guest RAM stays private.")
-    static let migrate = MigrateRequest(vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, port: .direct, mode: .dsm,
+    static let migrate = MigrateRequest(
+        vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, port: .direct, mode: .dsm,
         verify: true)
     static let resolve = ResolveRequest(commit: true)
 
