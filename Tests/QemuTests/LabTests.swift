@@ -24,7 +24,7 @@ import Testing
         let process = try await Lab.with { lab in
             let process = try await lab.start(
                 "deaf", ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"])
-            try await wait(for: "the trap", seconds: 5) { process.logEnd().contains("up") ? true : nil }
+            try await wait(for: "the trap", seconds: 30) { process.logEnd().contains("up") ? true : nil }
             await process.stop(graceSeconds: 0.3)
             return process
         }
@@ -36,7 +36,7 @@ import Testing
         let stranger = try await Lab.with { lab in
             let words = ["sh", "-c", "(exec sh -c 'while :; do sleep 0.1; done' \(lab.path("x"))) &"]
             let parent = try await lab.start("parent", words)
-            try await wait(for: "the parent", seconds: 5) { parent.status }
+            try await wait(for: "the parent", seconds: 30) { parent.status }
             return try #require(lab.strangers.first)
         }
         // Its entry may stay until process 1 collects it, but it runs no program any more.
@@ -46,7 +46,7 @@ import Testing
     @Test func saysWhatAnEndedProcessPrinted() async throws {
         try await Lab.with { lab in
             let process = try await lab.start("talker", ["sh", "-c", "echo reason >&2; exit 3"])
-            try await wait(for: "its end", seconds: 5) { process.status }
+            try await wait(for: "its end", seconds: 30) { process.status }
             let error = #expect(throws: LabError.self) { try process.mustRun() }
             #expect(error.map { "\($0)".contains("reason") } == true)
         }
@@ -93,12 +93,12 @@ import Testing
             _ = try await lab.start("listener", pair.destination.command(listen))
             let connect = "sleep 30 | { until busybox nc \(pair.destination.address) 4000; do sleep 0.1; done; }"
             let client = try await lab.start("client", pair.source.command(["sh", "-c", connect]))
-            try await wait(for: "the connection", seconds: 5) {
+            try await wait(for: "the connection", seconds: 30) {
                 try client.mustRun()
                 return try await pair.hasConnections ? true : nil
             }
             try await pair.resetConnections(of: pair.destination)
-            try await wait(for: "the reset", seconds: 5) { try await pair.hasConnections ? nil : true }
+            try await wait(for: "the reset", seconds: 30) { try await pair.hasConnections ? nil : true }
         }
     }
 }
