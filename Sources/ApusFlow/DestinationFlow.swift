@@ -12,7 +12,7 @@ public final class DestinationFlow: Sendable {
     private let state: DestinationState
     private let counters: [LaneCounters]
     private let docks: [LaneDock]
-    private let lossSaid = Monitor(false)
+    private let loss = LossReport()
     private let inflow = Monitor(Inflow())
     private let report: @Sendable (DestinationFlowEvent) -> Void
     private let over = Monitor(false)
@@ -59,11 +59,12 @@ public final class DestinationFlow: Sendable {
 
     private func startLane(_ index: Int) throws(SystemError) {
         _ = try WorkerThread("apus-recv-\(index)", nice: WorkerThread.background) { [self] in
-            guard let prologue = state.waitForPrologue(), let connection = docks[index].next()?.connection.take()
+            guard let prologue = state.waitForPrologue(), let berth = docks[index].next(),
+                let connection = berth.connection.take()
             else { return }
             var lane = ReceiveLane(
                 index: index, of: counters.count, connection, counters[index], state, feed, docks[index],
-                linkLost: { [self] in loseLink() })
+                attempt: berth.attempt, linkLost: { [self] in loseLink($0) })
             do throws(FlowFailure) { try lane.run(prologue) } catch { fail(error) }
         }
     }
@@ -73,7 +74,7 @@ public final class DestinationFlow: Sendable {
         let index = Int(connection.hello.lane)
         precondition(index < counters.count)
         let socket = connection.socket
-        docks[index].offer(OneShot(connection), socket)
+        docks[index].offer(OneShot(connection), socket, attempt: loss.attempt)
     }
 
     /// A stream or layout frame from the control connection. Blocks until the fence it waits for is passed.
@@ -107,6 +108,8 @@ public final class DestinationFlow: Sendable {
             inflow.connection += 1
             return inflow.connection
         }
+        // Whoever calls knows of the loss.
+        loss.know()
         for dock in docks { dock.clear() }
         let deadline = Instant.now().adding(ms: Self.restMs)
         func left() -> Double { max(0, deadline.ms(since: Instant.now())) }
@@ -119,17 +122,13 @@ public final class DestinationFlow: Sendable {
         }
         point.streamBytes = streamBytes
         point.layoutKnown = state.hasPrologue
-        lossSaid.update { $0 = false }
+        _ = loss.begin()
         return (point, connection)
     }
 
-    private func loseLink() {
+    private func loseLink(_ attempt: Int) {
         let isOver = over.read { $0 }
-        let isSaid = lossSaid.update { said in
-            defer { said = true }
-            return said
-        }
-        if !isOver && !isSaid { report(.linkLost) }
+        if !isOver && loss.isNews(attempt) { report(.linkLost) }
     }
 
     /// Ends all threads; the destination's QEMU sees its socket close.

@@ -14,6 +14,8 @@ final class LaneDock: Sendable {
     struct Berth: Sendable {
         let connection: OneShot<Connection>
         let socket: Socket
+        /// Which set of connections it belongs to.
+        let attempt: Int
         /// To a sender: frames that the receiver has applied since the lane's first.
         let applied: UInt64
     }
@@ -27,8 +29,8 @@ final class LaneDock: Sendable {
     private let state = Monitor(State.empty(applied: 0))
 
     /// Hands a connection over. One that was offered before and not taken is dropped.
-    func offer(_ connection: OneShot<Connection>, _ socket: Socket, applied: UInt64 = 0) {
-        let berth = Berth(connection: connection, socket: socket, applied: applied)
+    func offer(_ connection: OneShot<Connection>, _ socket: Socket, attempt: Int, applied: UInt64 = 0) {
+        let berth = Berth(connection: connection, socket: socket, attempt: attempt, applied: applied)
         state.update { state in
             switch state {
             case .empty(let parked): state = .offered(berth, applied: parked)
@@ -94,6 +96,40 @@ final class LaneDock: Sendable {
             case .empty, .over: break
             }
             state = .over
+        }
+    }
+}
+
+/// Which loss is news. All connections of a flow are lost together, so one report is enough; and a lane that slept over
+/// a loss must not be taken for the next one.
+final class LossReport: Sendable {
+    private struct Content: Sendable {
+        var attempt = 0
+        var isKnown = false
+    }
+    private let content = Monitor(Content())
+
+    /// Sets of connections made so far, less one.
+    var attempt: Int { content.read { $0.attempt } }
+
+    /// The loss of all that there is now is known.
+    func know() { content.update { $0.isKnown = true } }
+
+    /// A new set of connections.
+    func begin() -> Int {
+        content.update { content in
+            content.attempt += 1
+            content.isKnown = false
+            return content.attempt
+        }
+    }
+
+    /// True the first time for the present set.
+    func isNews(_ attempt: Int) -> Bool {
+        content.update { content in
+            guard attempt == content.attempt, !content.isKnown else { return false }
+            content.isKnown = true
+            return true
         }
     }
 }

@@ -77,7 +77,7 @@ public final class SourceFlow: Sendable {
     private let readerCounters = LaneCounters()
     private let directCounters = LaneCounters()
     private let docks: [LaneDock]
-    private let lossSaid = Monitor(false)
+    private let loss = LossReport()
     private let report: @Sendable (SourceFlowEvent) -> Void
     private let guest: Monitor<GuestReader?>
     private let over = Monitor(false)
@@ -115,13 +115,13 @@ public final class SourceFlow: Sendable {
             direct = StreamSource.DirectPages(memory: memory, orders: DirectOrders())
         }
         for index in 0..<count {
-            docks[index].offer(lanes.boxes[index], lanes.sockets[index])
+            docks[index].offer(lanes.boxes[index], lanes.sockets[index], attempt: 0)
             let (queue, counter, dock) = (queues[index], counters[index], docks[index])
             _ = try WorkerThread("apus-send-\(index)", nice: WorkerThread.background) { [self] in
                 guard let connection = dock.next()?.connection.take() else { return }
                 var lane = SendLane(
                     index: index, of: count, connection, queue, counter, options, guest, dock,
-                    linkLost: { [self] in loseLink() })
+                    linkLost: { [self] in loseLink($0) })
                 do throws(FabricError) { try lane.run() } catch { fail(FlowFailure(error, lane: index)) }
                 queue.close()
             }
@@ -183,6 +183,8 @@ public final class SourceFlow: Sendable {
 
     /// Breaks what is left of all connections; the flow then stands still, and QEMU waits for it.
     public func hold() {
+        // Whoever calls knows.
+        loss.know()
         control.hold()
         for dock in docks { dock.clear() }
     }
@@ -198,21 +200,18 @@ public final class SourceFlow: Sendable {
                 "peer", "The destination tells of \(point.framesApplied.count) lanes; there are \(docks.count).")
         }
         try control.resume(point, link)
-        lossSaid.update { $0 = false }
+        let attempt = loss.begin()
         for (index, dock) in docks.enumerated() {
-            dock.offer(lanes.boxes[index], lanes.sockets[index], applied: point.framesApplied[index])
+            dock.offer(
+                lanes.boxes[index], lanes.sockets[index], attempt: attempt, applied: point.framesApplied[index])
             // A lane whose queue is full is awake.
             _ = queues[index].queue.sendIfRoom(.wake)
         }
     }
 
-    private func loseLink() {
+    private func loseLink(_ attempt: Int) {
         let isOver = over.read { $0 }
-        let isSaid = lossSaid.update { said in
-            defer { said = true }
-            return said
-        }
-        if !isOver && !isSaid { report(.linkLost) }
+        if !isOver && loss.isNews(attempt) { report(.linkLost) }
     }
 
     public func sample() -> FlowSample {

@@ -86,7 +86,8 @@ struct ReceiveLane: ~Copyable, Sendable {
     private let state: DestinationState
     private let feed: QemuFeed
     private let dock: LaneDock
-    private let linkLost: @Sendable () -> Void
+    private let linkLost: @Sendable (Int) -> Void
+    private var attempt: Int
     private var sender: FrameSender
     private var receiver: FrameReceiver
     private var receivedBytes: UInt64 = 0
@@ -102,8 +103,10 @@ struct ReceiveLane: ~Copyable, Sendable {
 
     init(
         index: Int, of lanes: Int, _ connection: consuming Connection, _ counters: LaneCounters,
-        _ state: DestinationState, _ feed: QemuFeed, _ dock: LaneDock, linkLost: @escaping @Sendable () -> Void
+        _ state: DestinationState, _ feed: QemuFeed, _ dock: LaneDock, attempt: Int,
+        linkLost: @escaping @Sendable (Int) -> Void
     ) {
+        self.attempt = attempt
         self.dock = dock
         self.linkLost = linkLost
         share = LaneShare(lane: index, lanes: lanes)
@@ -129,9 +132,10 @@ struct ReceiveLane: ~Copyable, Sendable {
                 try take(&batches, &updates, &replica, &installer, &audit)
             } catch {
                 guard error == .linkLost else { throw error }
-                linkLost()
+                linkLost(attempt)
             }
-            guard let connection = dock.next(applied: frames)?.connection.take() else { return }
+            guard let berth = dock.next(applied: frames), let connection = berth.connection.take() else { return }
+            attempt = berth.attempt
             adopt(connection)
         }
     }

@@ -42,7 +42,8 @@ struct SendLane: ~Copyable, Sendable {
     private let counters: LaneCounters
     private let dock: LaneDock
     private let guest: Monitor<GuestReader?>
-    private let linkLost: @Sendable () -> Void
+    private let linkLost: @Sendable (Int) -> Void
+    private var attempt = 0
     private var sender: FrameSender
     private var receiver: FrameReceiver
     private var encoder: LaneEncoder
@@ -71,7 +72,7 @@ struct SendLane: ~Copyable, Sendable {
     init(
         index: Int, of count: Int, _ connection: consuming Connection, _ lanes: LaneQueue, _ counters: LaneCounters,
         _ options: FlowOptions, _ guest: Monitor<GuestReader?>, _ dock: LaneDock,
-        linkLost: @escaping @Sendable () -> Void
+        linkLost: @escaping @Sendable (Int) -> Void
     ) {
         self.guest = guest
         self.dock = dock
@@ -101,8 +102,9 @@ struct SendLane: ~Copyable, Sendable {
         while true {
             do throws(FabricError) { return try work() } catch {
                 guard error.isLoss else { throw error }
-                linkLost()
+                linkLost(attempt)
                 guard let berth = dock.next(), let connection = berth.connection.take() else { throw .closed }
+                attempt = berth.attempt
                 try adopt(connection, applied: berth.applied)
             }
         }

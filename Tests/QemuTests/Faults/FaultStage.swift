@@ -206,7 +206,11 @@ final class FaultStage {
             }
             try await source.apus(["job", "abort", job.id])
             return try await settle(job, .aborted)
-        case .setup: return try await settle(job, wasHeld ? .failed : .completed, moved: !wasHeld)
+        case .setup:
+            if wasHeld { return try await settle(job, .failed) }
+            let ended = try await settle(job, .completed, moved: true)
+            #expect(ended.notes.contains { $0.contains("restored once") }, "\(Self.told(ended))")
+            return ended
         case .stopped: return try await settle(job, .failed)
         case .prepared, .committed, .starting: return try await settle(job, .completed, moved: true)
         }
