@@ -28,6 +28,15 @@ final class WriteTarget: Sendable {
         let words = try Self.ask(mine, "i", answers: 3)
         shared = .init(address: words[0], byteCount: mib << 20)
         anonymous = .init(address: words[1], byteCount: mib << 20)
+        // On a busy machine its sleeper may not have gone to sleep yet.
+        for _ in 0..<3000 where Self.sleeper(of: process.pid) == nil { pause(ms: 10) }
+    }
+
+    /// A thread that waits in futex(2).
+    static func sleeper(of pid: Int32) -> Int32? {
+        ProcFile.numbers(in: "/proc/\(pid)/task").first {
+            ((try? ProcFile.read("/proc/\(pid)/task/\($0)/syscall")) ?? "").hasPrefix("202 ")
+        }
     }
 
     deinit {

@@ -239,10 +239,7 @@ struct WriteTrackerTests {
     @Test(.timeLimit(.minutes(2))) func killedInTheMiddle() async throws {
         let target = try WriteTarget()
         let gadgets = try Gadgets.find(in: target.pid)
-        let sleeper = try #require(
-            ProcFile.numbers(in: "/proc/\(target.pid)/task").first {
-                try ProcFile.read("/proc/\(target.pid)/task/\($0)/syscall").hasPrefix("202 ")
-            })
+        let sleeper = try #require(WriteTarget.sleeper(of: target.pid))
         for round in 0..<200 {
             let tracer = try WriteTarget.start(
                 "restless-tracer", ["\(sleeper)", String(gadgets.call, radix: 16), String(gadgets.leave, radix: 16)],
