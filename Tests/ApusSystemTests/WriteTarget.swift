@@ -34,7 +34,7 @@ final class WriteTarget: Sendable {
 
     /// A thread that waits in futex(2).
     static func sleeper(of pid: Int32) -> Int32? {
-        ProcFile.numbers(in: "/proc/\(pid)/task").first {
+        ((try? ProcFile.numbers(in: "/proc/\(pid)/task")) ?? []).first {
             ((try? ProcFile.read("/proc/\(pid)/task/\($0)/syscall")) ?? "").hasPrefix("202 ")
         }
     }
