@@ -108,7 +108,7 @@ struct DirectAccess: Sendable, Equatable {
     }
 
     /// What a tracker leaves behind for a successor, should this agent die.
-    static func journalPath(_ machine: Machine) -> String { machine.runDirectory + "/write-tracker.json" }
+    static func journalPath(runDirectory: String) -> String { runDirectory + "/write-tracker.json" }
 }
 
 extension DirectAccess {

@@ -71,6 +71,7 @@ extension Migrations {
     /// A VM marked with a job that has ended, or never began: the mark goes, and with it what was not to stay.
     private func tidy(_ record: MachineRecord, _ job: String) async throws {
         guard outgoing[job] == nil, incoming[job] == nil else { return }
+        await OutgoingTransfer.takeBackTracker(runDirectory: record.runDirectory)
         guard let row = try await store.session(job), row.role == .destination else {
             if record.phase == .resident { return await machines.release(record.name, job: job) }
             return await machines.discard(record.name, job: job)

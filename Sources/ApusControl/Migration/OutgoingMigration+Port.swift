@@ -13,10 +13,13 @@ extension OutgoingMigration {
     func choosePort(_ machine: Machine) async throws -> DirectAccess? {
         if request.port == .stream { return nil }
         do {
+            await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
             let access = try await DirectAccess.examine(machine)
             let drain = drain(machine)
             memory = try await offPool("apus-attach") {
-                try access.attach(pid: machine.pid, journal: DirectAccess.journalPath(machine), drain: drain)
+                try access.attach(
+                    pid: machine.pid, journal: DirectAccess.journalPath(runDirectory: machine.runDirectory),
+                    drain: drain)
             }
             if access.usesDirectIO {
                 status.notes.append(

@@ -268,7 +268,7 @@ actor OutgoingMigration {
         transfer?.stop()
         await letGoOfMemory()
         if let machine {
-            await OutgoingTransfer.takeBackTracker(machine)
+            await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
             await OutgoingTransfer.restoreSettings(machine)
         }
         switch session.state {

@@ -151,9 +151,11 @@ final class OutgoingTransfer: Sendable {
     }
 
     /// Takes out what an agent that died has left in a QEMU that lives.
-    static func takeBackTracker(_ machine: Machine) async {
-        let journal = DirectAccess.journalPath(machine)
-        guard machine.exit == nil, FileManager.default.fileExists(atPath: journal) else { return }
+    ///
+    /// - Parameter runDirectory: the VM's.
+    static func takeBackTracker(runDirectory: String) async {
+        let journal = DirectAccess.journalPath(runDirectory: runDirectory)
+        guard FileManager.default.fileExists(atPath: journal) else { return }
         try? await offPool("apus-detach") { try? WriteTracker.cleanUp(journal: journal) }
     }
 

@@ -144,14 +144,15 @@ extension RealGuests {
 
         /// A stopped process holds its connections open and reads nothing.
         @Test(.timeLimit(.minutes(2))) func aPeerStopsReading() async throws {
-            try await FaultStage.with { stage in
+            try await FaultStage.with(reconnectS: 6) { stage in
                 try await fault("SIGSTOP of the destination agent", FaultMoment.firstRound) {
                     let job = try await stage.begin(.firstRound)
                     let began = ContinuousClock.now
                     stage.destination.process.signal(SIGSTOP)
-                    let ended = try await stage.source.end(of: job.id, seconds: 20)
-                    #expect(ContinuousClock.now - began < .seconds(12))
-                    FaultStage.expectsWords(ended.error, code: "peer-silent")
+                    // Silent for 5 s, then 6 s in which nobody answers.
+                    let ended = try await stage.source.end(of: job.id, seconds: 40)
+                    #expect(ContinuousClock.now - began < .seconds(25))
+                    FaultStage.expectsWords(ended.error, code: "connection-lost")
                     try await stage.console.verdicts(stage.console.trace.verdicts.count + 2, seconds: 60)
                     stage.destination.process.signal(SIGCONT)
                     return try await stage.settle(ended, .failed)
