@@ -69,8 +69,9 @@ struct DirectSource: ~Copyable {
         progress.round.set(1)
         // What was requested before the tracker was there is finished before the first page is read.
         if try stopRequests() { try resumeGuest() }
-        try sendAllData()
+        // The first scan tells what was written since the tracker was attached, just now.
         var scanned = Instant.now()
+        try sendAllData()
         var waitMs = 0.0
         var lastReady = Int.max
         while true {

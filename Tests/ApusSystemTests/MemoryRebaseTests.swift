@@ -54,13 +54,14 @@ struct MemoryRebaseTests {
     @Test func memoryNeverUsedStaysUnused() throws {
         let target = try WriteTarget()
         try target.standStill()
+        // Half of it was filled, the writers have used some of the rest, on a busy machine all of it.
+        for page: UInt64 in [0, 100, 8191] { try target.discard(at: page * 4096) }
         let file = try MemoryRebase.run(
             pid: target.pid, area: target.anonymous, journal: target.journal, stopGuest: {}, resumeGuest: {})
         let window = try GuestWindow(file, fileOffset: 0, byteCount: target.anonymous.byteCount)
         let used = try window.dataRanges().reduce(0) { $0 + UInt64($1.count) }
-        // Half of it was filled, the writers have used some of the rest.
-        #expect(used >= 16 << 20)
-        #expect(used < 32 << 20)
+        #expect(used >= 15 << 20)
+        #expect(used <= (32 << 20) - 3 * 4096)
     }
 
     /// Larger than a piece: stopped once for each, and after a failure in between the rest is done by the next attempt.
