@@ -10,7 +10,7 @@ internal import ApusWire
 ///   round 1   pages that the file has                         (a hole is zero at the destination already)
 ///   round n   scan: written since the last scan, protected again in one step -> ready, held
 ///             ready travels, held waits                        rounds shrink; the gate looks after every scan
-///   gate      report(.converged(predictedDowntimeMs: predictedMs)); QEMU is told to migrate its device state and stops the guest by itself
+///   gate      report(.converged); QEMU is told to migrate its device state and stops the guest by itself
 ///   last      guest stopped, I/O drained: scan, everything travels, then fence, then device state
 /// ```
 ///
@@ -90,7 +90,12 @@ struct DirectSource: ~Copyable {
             scanned = Instant.now()
             let limit = holdLimit()
             let wasStopped = try stopRequests()
-            let written = try scan(holdLimit: limit)
+            let written: Int
+            do throws(FlowFailure) { written = try scan(holdLimit: limit) } catch {
+                // The job may be over already, and nobody else resumes the guest then.
+                if wasStopped { try? resumeGuest() }
+                throw error
+            }
             if wasStopped { try resumeGuest() }
             let perS = Double(written) / max(sinceMs, 0.1) * 1000
             progress.dirtyPagesPerS.set(UInt64(perS))
@@ -210,8 +215,7 @@ struct DirectSource: ~Copyable {
         return rounds.close(holdLimit: holdLimit)
     }
 
-    /// True: the guest was stopped and must go on as soon as the scan is done. When that fails the flow fails, and its
-    /// session sees to it that the guest runs.
+    /// True: the guest was stopped and must go on as soon as the scan is done, whatever became of the scan.
     private func stopRequests() throws(FlowFailure) -> Bool {
         guard let drain = memory.drain else { return false }
         do { return try drain.stop() } catch {

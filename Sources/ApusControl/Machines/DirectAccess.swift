@@ -41,10 +41,14 @@ struct DirectAccess: Sendable, Equatable {
                 throw Obstacle("Its QEMU has no x-ignore-shared.")
             }
             let tree = try await machine.qmp.execute(.human("info qtree"))
-            if let device = foreignDevices.first(where: { tree.contains("dev: \($0)") }) {
-                throw Obstacle("It has a \(device) device, whose writes to memory the agent would not see.")
+            let network = try await machine.qmp.execute(.human("info network"))
+            if let writer = foreignWriter(devices: tree, network: network) {
+                throw Obstacle("It has \(writer), whose writes to memory the agent would not see.")
             }
             let disks = try await machine.qmp.execute(.queryBlock)
+            if let disk = disks.first(where: { $0.inserted?.writesFromOutside ?? false }) {
+                throw Obstacle("Its disk \(disk.device) writes to memory past QEMU.")
+            }
             let usesDirectIO = disks.contains { $0.inserted?.cache?.direct ?? false }
             let version = try await machine.qmp.execute(.queryVersion)
             let infos = RAMBlockInfo.parse(try await machine.qmp.execute(.human("info ramblock")))
@@ -53,6 +57,14 @@ struct DirectAccess: Sendable, Equatable {
         } catch let obstacle as Obstacle { throw obstacle } catch {
             throw Obstacle("Its QEMU does not tell what it is made of: \(error).")
         }
+    }
+
+    /// Who writes into guest memory past QEMU's page tables, from what `info qtree` and `info network` say; nil: nobody.
+    /// The back-end of a network device stands in the second only.
+    static func foreignWriter(devices: String, network: String) -> String? {
+        if let device = foreignDevices.first(where: { devices.contains("dev: \($0)") }) { return "a \(device) device" }
+        return foreignDevices.first { network.contains("type=\($0)") || network.contains("type=vhost-\($0)") }
+            .map { "a \($0) network back-end" }
     }
 
     private static func blocks(
@@ -125,5 +137,14 @@ extension DirectAccess {
             blocks.append((String(line[..<space]), bytes))
         }
         return blocks.isEmpty ? nil : blocks
+    }
+}
+
+extension BlockDevice.Inserted {
+    /// Drivers that hand guest memory to a device or to another process: QEMU's own NVMe driver (VFIO), libblkio's.
+    var writesFromOutside: Bool {
+        ["nvme://", "\"driver\": \"nvme", "virtio-blk-v", "nvme-io_uring"].contains {
+            file.contains($0) || driver.contains($0)
+        }
     }
 }
