@@ -37,6 +37,7 @@ extension Role {
         switch self {
         case .control: .control
         case .lane, .urgent: atListener ? .batch : .credit
+        case .probe: atListener ? .stream : .credit
         }
     }
 }

@@ -39,6 +39,8 @@ public struct SwitchGate: Sendable {
     public static let fixedMs = 15.0
     /// Wire bytes of the device state of an ordinary VM.
     public static let deviceBytes = 300_000.0
+    /// A round is worth its bytes if it begins with less than this share of the lowest before it.
+    public static let shrink = 0.7
     /// A pause so short that waiting for a shorter one is not worth a round.
     public static let goodEnoughMs = 2.0
 
@@ -69,7 +71,7 @@ public struct SwitchGate: Sendable {
         if sample.round != lastRound {
             lastRound = sample.round
             // Against the lowest, not the last: rounds of a steady writer go up and down for ever.
-            isShrinking = sample.remainingBytes < 0.7 * lowestRoundBytes
+            isShrinking = sample.remainingBytes < Self.shrink * lowestRoundBytes
             lowestRoundBytes = min(lowestRoundBytes, sample.remainingBytes)
         }
         // Nothing is known of the writable working set before the first round is over.

@@ -15,6 +15,7 @@ struct MatrixOptions: ParsableArguments {
     @Option(help: "Guest page writes (redis: requests) per second, instead of each workload's own.") var pageRate: Int?
     @Option(help: "Lanes of Apus, for example 1,2,4: each Apus peer is measured with each; without it, its default.")
     var lanes: String?
+    @Option(help: "Seconds after which a migration that has not come to an end is given up.") var giveUpS = 150.0
     @Option(help: "MiB of xbzrle's cache, rounded down to a power of two; without it a sixteenth of the guest's RAM.")
     var xbzrleCache: Int?
 
@@ -35,7 +36,7 @@ struct MatrixOptions: ParsableArguments {
             return rate
         }
         let movers = try await movers(peers)
-        guard !chosen.isEmpty, !links.isEmpty, !movers.isEmpty, runs > 0 else {
+        guard !chosen.isEmpty, !links.isEmpty, !movers.isEmpty, runs > 0, giveUpS >= 1 else {
             throw ValidationError("Nothing to measure.")
         }
         return Matrix(workloads: chosen, rates: links, peers: movers, runs: runs)
@@ -51,6 +52,7 @@ struct MatrixOptions: ParsableArguments {
                 return counts.map { count in
                     var peer = apus
                     peer.lanes = count
+                    peer.timeoutS = giveUpS
                     return .apus(peer)
                 }
             }
@@ -63,6 +65,7 @@ struct MatrixOptions: ParsableArguments {
             return programs.map { program in
                 var plain = PlainQemu(program: program.path, version: program.version, mode: mode)
                 plain.xbzrleCacheMiB = xbzrleCache
+                plain.timeoutS = giveUpS
                 return .qemu(plain)
             }
         }

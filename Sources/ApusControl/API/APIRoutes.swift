@@ -52,6 +52,9 @@ extension APIServer {
             APIRoute(.post, "/v1/migrations") { request, context in
                 try .json(await migrations.start(request.json(MigrateRequest.self, context)), status: .created)
             },
+            APIRoute(.post, "/v1/plans") { request, context in
+                try .json(await migrations.plan(request.json(PlanRequest.self, context)))
+            },
             APIRoute(.get, "/v1/migrations/{id}") { _, context in
                 try .json(await migrations.status(context.parameters.require("id")))
             },

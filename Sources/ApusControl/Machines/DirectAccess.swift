@@ -103,7 +103,7 @@ struct DirectAccess: Sendable, Equatable {
     ///
     /// Blocks; not for the cooperative pool.
     /// - Parameter drain: see ``DirectMemory/Drain``; used only where disks need it.
-    func attach(pid: Int32, journal: String, drain: DirectMemory.Drain) throws(Obstacle) -> DirectMemory {
+    func attach(pid: Int32, journal: String, drain: DirectMemory.Drain?) throws(Obstacle) -> DirectMemory {
         guard let layout else { throw Obstacle("Its RAM blocks are not usable.") }
         do {
             var windows: [GuestWindow] = []

@@ -7,6 +7,8 @@ actor JobBoard {
     private let store: Store
     private let logger: Logger
     private var live: [String: JobStatus] = [:]
+    /// Jobs with a phase that is to be stored soon.
+    private var unsaved: Set<String> = []
     private var listeners: [String: [UUID: AsyncStream<JobStatus>.Continuation]] = [:]
 
     init(store: Store, logger: Logger) {
@@ -14,7 +16,8 @@ actor JobBoard {
         self.logger = logger
     }
 
-    /// Publishes a job's state; a new phase and the end are also stored.
+    /// Publishes a job's state. The first and the last are stored before this returns; a new phase in between a moment
+    /// later, for then the guest may stand still, and the store is to serve its session alone.
     func publish(_ status: JobStatus) async {
         let before = live[status.id]
         // A sample that was taken before the end and came after it.
@@ -26,13 +29,30 @@ actor JobBoard {
             logger.info(
                 "job \(status.phase.rawValue)",
                 metadata: ["job": "\(status.id)", "vm": "\(status.vm)", "peer": "\(status.peer)"])
-            do { try await store.save(status) } catch { logger.error("job not stored: \(error)") }
+            if before == nil || status.phase.isFinal { await save(status) } else { saveLater(status.id) }
         }
         if status.phase.isFinal {
             // Only now: until it was stored, nobody else knew its end.
             live[status.id] = nil
             for listener in (listeners.removeValue(forKey: status.id) ?? [:]).values { listener.finish() }
         }
+    }
+
+    /// Longer than a pause should be.
+    private static let laterBy: Duration = .milliseconds(200)
+
+    private func saveLater(_ id: String) {
+        guard unsaved.insert(id).inserted else { return }
+        Task {
+            try? await Task.sleep(for: Self.laterBy)
+            unsaved.remove(id)
+            // A job that has ended was stored with its end.
+            if let status = live[id], !status.phase.isFinal { await save(status) }
+        }
+    }
+
+    private func save(_ status: JobStatus) async {
+        do { try await store.save(status) } catch { logger.error("job not stored: \(error)") }
     }
 
     func status(_ id: String) async throws -> JobStatus {

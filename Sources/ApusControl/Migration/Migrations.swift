@@ -89,6 +89,11 @@ public actor Migrations {
         return status
     }
 
+    /// Says what would become of a migration. The VM is taken while it is looked at.
+    public func plan(_ request: PlanRequest) async throws -> PlanReport {
+        try await Planner(machines: machines, config: config).plan(request, peer: endpoint(of: request.host))
+    }
+
     /// Newest first.
     public func list() async -> [JobStatus] { await board.list() }
     public func status(_ id: String) async throws -> JobStatus { try await board.status(id) }
@@ -130,12 +135,23 @@ public actor Migrations {
         linkPort = port
         try await restore()
         let lanes = self.lanes
+        let probes = ProbeDesk()
         do throws(SystemError) {
             let reception = try Reception(
                 endpoint,
-                decide: { hello in hello.role == .control ? nil : lanes.refusal(of: hello) },
+                decide: { hello in
+                    switch hello.role {
+                    case .control: nil
+                    case .probe: probes.refusal()
+                    case .lane, .urgent: lanes.refusal(of: hello)
+                    }
+                },
                 accepted: { [weak self] connection in
-                    if connection.hello.role == .lane { return lanes.attach(connection) }
+                    switch connection.hello.role {
+                    case .lane, .urgent: return lanes.attach(connection)
+                    case .probe: return probes.answer(connection)
+                    case .control: break
+                    }
                     guard let self else { return }
                     InboundLink.begin(connection, self)
                 })

@@ -124,6 +124,7 @@ public final class Store: Sendable {
     /// Jobs kept; older finished ones are forgotten.
     public static let jobsKeptMax = 10_000
 
+    /// A job that has ended stays as it was stored then.
     public func save(_ job: JobStatus) async throws(Problem) {
         try await write { database in
             try database.execute(
@@ -132,6 +133,7 @@ public final class Store: Sendable {
                     VALUES (?, ?, ?, ?, ?, ?, ?, ?)
                     ON CONFLICT (id) DO UPDATE SET phase = excluded.phase, ended_at = excluded.ended_at,
                         status = excluded.status
+                    WHERE ended_at IS NULL
                     """,
                 arguments: [
                     job.id, job.direction.rawValue, job.vm, job.peer, job.phase.rawValue,

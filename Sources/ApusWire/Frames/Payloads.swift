@@ -24,6 +24,8 @@ public enum Role: UInt8, Sendable {
     case lane = 2
     /// Kept for pages that the destination waits for.
     case urgent = 3
+    /// Measures the link; belongs to no job.
+    case probe = 4
 }
 
 /// A random name for one job's connections; whoever does not know it cannot attach a lane.

@@ -33,6 +33,8 @@ import Yams
         ("ResolveRequest", Samples.resolve), ("JobStatus", Samples.job(.completed)), ("JobProgress", Samples.progress),
         ("JobSummary", Samples.summary), ("DowntimePart", Samples.summary.downtimeParts[0]),
         ("FormCount", Samples.summary.forms[0]), ("LineSummary", Samples.lines),
+        ("PlanRequest", Samples.planRequest), ("PlanReport", Samples.plan), ("PlanOption", Samples.planOption),
+        ("PlanRange", Samples.planOption.totalMs),
     ]
 
     @Test("every schema and every property, both ways") func properties() throws {
@@ -71,6 +73,7 @@ import Yams
         }
         #expect(written("MigrateRequest", "port") == MemoryPort.allCases.map(\.rawValue))
         #expect(written("MigrateRequest", "mode") == MigrationMode.allCases.map(\.rawValue))
+        #expect(written("PlanOption", "ending") == PlanOption.Ending.allCases.map(\.rawValue))
         #expect(written("JobStatus", "phase") == JobPhase.allCases.map(\.rawValue))
         #expect(written("MachineSummary", "origin")?.allSatisfy { MachineOrigin(rawValue: $0) != nil } == true)
         #expect(written("MachineSummary", "state")?.allSatisfy { MachineState(rawValue: $0) != nil } == true)

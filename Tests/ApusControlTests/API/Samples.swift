@@ -17,6 +17,14 @@ enum Samples {
     static let migrate = MigrateRequest(
         vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, port: .direct, mode: .dsm,
         verify: true)
+    static let planRequest = PlanRequest(vm: "web", host: "b", maxDowntimeMs: 100, seconds: 1.5)
+    static let planOption = PlanOption(
+        port: .direct, mode: .dsm, ending: .converges, wireBytes: .init(low: 170e6, likely: 172e6, high: 180e6),
+        totalMs: .init(low: 1900, likely: 2000, high: 2150), downtimeMs: .init(low: 15.1, likely: 17, high: 21))
+    static let plan = PlanReport(
+        vm: "web", host: "b", takenAt: Date(timeIntervalSince1970: 1_795_246_200.125), maxDowntimeMs: 100,
+        linkBytesPerS: 117e6, roundTripMs: 0.12, memoryBytes: 1 << 30, zeroShare: 0.61, bytesPerPage: 1712,
+        workingSetBytes: 33.5e6, writtenBytesPerS: 6.1e6, options: [planOption], notes: ["No page could be read."])
     static let resolve = ResolveRequest(commit: true)
 
     static var progress: JobProgress {

@@ -1,0 +1,105 @@
+public import Foundation
+
+/// `apus plan VM HOST`: what would become of a migration, without making it.
+public struct PlanRequest: Codable, Sendable, Equatable {
+    public var vm: String
+    /// As in ``MigrateRequest``.
+    public var host: String
+    public var maxDowntimeMs: Int
+    /// How long the guest's writing is watched.
+    public var seconds: Double
+
+    public init(vm: String, host: String, maxDowntimeMs: Int = 300, seconds: Double = 2) {
+        self.vm = vm
+        self.host = host
+        self.maxDowntimeMs = maxDowntimeMs
+        self.seconds = seconds
+    }
+}
+
+/// A forecast, with what it rests on.
+public struct PlanReport: Codable, Sendable, Equatable {
+    public var vm: String
+    public var host: String
+    public var takenAt: Date
+    public var maxDowntimeMs: Int
+    /// The link as it is now, to this host.
+    public var linkBytesPerS: Double
+    public var roundTripMs: Double
+    /// Guest memory, and the share of it that is zero or was never touched.
+    public var memoryBytes: UInt64
+    public var zeroShare: Double
+    /// Wire bytes of a page that is not zero.
+    public var bytesPerPage: Double
+    /// Different memory that the guest writes within 10 s, and within 1 s.
+    public var workingSetBytes: Double
+    public var writtenBytesPerS: Double
+    /// Best first; the first is the recommendation.
+    public var options: [PlanOption]
+    /// What the forecast does not know.
+    public var notes: [String]
+
+    public init(
+        vm: String, host: String, takenAt: Date, maxDowntimeMs: Int, linkBytesPerS: Double, roundTripMs: Double,
+        memoryBytes: UInt64, zeroShare: Double, bytesPerPage: Double, workingSetBytes: Double,
+        writtenBytesPerS: Double, options: [PlanOption], notes: [String] = []
+    ) {
+        self.vm = vm
+        self.host = host
+        self.takenAt = takenAt
+        self.maxDowntimeMs = maxDowntimeMs
+        self.linkBytesPerS = linkBytesPerS
+        self.roundTripMs = roundTripMs
+        self.memoryBytes = memoryBytes
+        self.zeroShare = zeroShare
+        self.bytesPerPage = bytesPerPage
+        self.workingSetBytes = workingSetBytes
+        self.writtenBytesPerS = writtenBytesPerS
+        self.options = options
+        self.notes = notes
+    }
+}
+
+/// What is expected of one way to migrate.
+public struct PlanOption: Codable, Sendable, Equatable {
+    public enum Ending: String, Codable, Sendable, CaseIterable {
+        /// Rounds get shorter until next to nothing is left.
+        case converges
+        /// They do not, but what is left fits the allowed pause.
+        case fits
+        /// What is left never fits it.
+        case tooBusy
+    }
+
+    public var port: MemoryPort
+    public var mode: MigrationMode
+    public var ending: Ending
+    public var wireBytes: PlanRange
+    public var totalMs: PlanRange
+    /// Of `tooBusy`: the pause that would have to be allowed.
+    public var downtimeMs: PlanRange
+
+    public init(
+        port: MemoryPort, mode: MigrationMode, ending: Ending, wireBytes: PlanRange, totalMs: PlanRange,
+        downtimeMs: PlanRange
+    ) {
+        self.port = port
+        self.mode = mode
+        self.ending = ending
+        self.wireBytes = wireBytes
+        self.totalMs = totalMs
+        self.downtimeMs = downtimeMs
+    }
+}
+
+/// What is likely, and for a guest that writes two standard deviations less or more than it was seen to.
+public struct PlanRange: Codable, Sendable, Equatable {
+    public var low: Double
+    public var likely: Double
+    public var high: Double
+    public init(low: Double, likely: Double, high: Double) {
+        self.low = low
+        self.likely = likely
+        self.high = high
+    }
+}

@@ -1,0 +1,161 @@
+import ApusAPI
+import ApusFabric
+import ApusFlow
+import ApusMemory
+import ApusQMP
+import ApusSystem
+import Foundation
+
+/// Says what would become of a migration: looks at the link, at a part of the memory, and at what the guest writes.
+///
+/// ```
+///   link probe     LinkProbe       bytes per second, round trip
+///   pages          MemorySample    zeros, bytes of the others on the wire
+///   writing        WriteWatch      direct port: looks of 50 to 800 ms -> WorkingSet
+///                  QEMU's own measurement, 1 s and 2 s, where RAM cannot be watched
+///                        `--> Forecast.band for each way that the VM can go
+/// ```
+struct Planner {
+    let machines: Machines
+    let config: AgentConfig
+
+    static let secondsRange = 0.5...60
+    /// Until the first page is sent: the other QEMU starts.
+    private static let prepareMs = 500.0
+    /// A part of the link, long enough for TCP to find its speed.
+    private static let probeMs = 300.0
+    /// Frame and record of a page beside its bytes, and of a changed line.
+    private static let pageHeadBytes = 10.0
+    private static let lineHeadBytes = 8.0
+
+    func plan(_ request: PlanRequest, peer: Endpoint) async throws -> PlanReport {
+        guard Self.secondsRange.contains(request.seconds) else {
+            throw Problem(
+                "seconds-invalid", "The guest cannot be watched for \(request.seconds) s.",
+                advice: "Give 0.5 to 60 s.")
+        }
+        let machine = try await machines.checkOut(request.vm, job: "plan-" + request.vm)
+        let seen = await Result { try await look(at: machine, request, peer) }
+        await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
+        try? await machines.giveBack(machine)
+        return try seen.get()
+    }
+
+    private func look(at machine: Machine, _ request: PlanRequest, _ peer: Endpoint) async throws -> PlanReport {
+        let link: LinkQuality
+        do {
+            link = try await offPool("apus-probe") { try LinkProbe.measure(peer, ms: Self.probeMs) }
+        } catch let error as FabricError {
+            throw Problem(SessionProblem(error, dialling: peer, as: request.host))
+        }
+        var notes: [String] = []
+        var ways: [(port: MemoryPort, again: Double)] = []
+        let memory = await MachineMemory.Locator(machine)
+        let layout = try await Self.layout(of: machine)
+        let ports = layout.blocks.map { memory.port(of: $0) }
+        let pages = try await offPool("apus-sample") {
+            try MemorySample.take(layout, ports, linkBytesPerS: link.bytesPerS)
+        }
+        if pages == nil {
+            notes.append("No page could be read past QEMU: all are taken for pages that do not compress.")
+        }
+        let sample = pages ?? MemorySample(pages: 0, zeroPages: 0, bytesPerPage: Double(Limits.pageBytes))
+        let first = sample.bytesPerPage + Self.pageHeadBytes
+        var history = WorkingSetHistory()
+        do {
+            let access = try await DirectAccess.examine(machine)
+            let watch = try await watch(machine, access, seconds: request.seconds)
+            history = watch.history
+            let lines = watch.changedShare.map { $0 * first + Self.lineHeadBytes }
+            ways.append((.direct, min(first, lines ?? first)))
+        } catch let obstacle as DirectAccess.Obstacle {
+            notes.append("It cannot go by the direct port. \(obstacle)")
+            history = try await Self.askQemu(machine)
+        }
+        ways.append((.stream, ways.first?.again ?? first))
+        guard let workingSet = history.curve else {
+            throw Problem("vm-unresponsive", "\(request.vm)'s QEMU does not tell what its guest writes.")
+        }
+        var options: [PlanOption] = ways.map { way in
+            Self.option(
+                way.port,
+                ForecastInput(
+                    pages: Double(layout.pageCount) * (1 - sample.zeroShare), firstBytesPerPage: first,
+                    againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
+                    maxDowntimeMs: Double(request.maxDowntimeMs), prepareMs: Self.prepareMs))
+        }
+        // What ends comes first; of those that do, the direct port.
+        options = options.filter { $0.ending != .tooBusy } + options.filter { $0.ending == .tooBusy }
+        return PlanReport(
+            vm: request.vm, host: request.host, takenAt: Date(), maxDowntimeMs: request.maxDowntimeMs,
+            linkBytesPerS: link.bytesPerS, roundTripMs: link.roundTripMs, memoryBytes: layout.byteCount,
+            zeroShare: sample.zeroShare, bytesPerPage: sample.bytesPerPage,
+            workingSetBytes: workingSet.dirtied(inMs: 10_000) * Double(Limits.pageBytes),
+            writtenBytesPerS: workingSet.dirtied(inMs: 1000) * Double(Limits.pageBytes), options: options, notes: notes)
+    }
+
+    private static func layout(of machine: Machine) async throws -> Layout {
+        let infos = RAMBlockInfo.parse(try await machine.qmp.execute(.human("info ramblock")))
+        return try Layout(infos.filter { $0.usedBytes > 0 }.map { ($0.name, $0.usedBytes) })
+    }
+
+    private func watch(_ machine: Machine, _ access: DirectAccess, seconds: Double) async throws -> WriteWatch {
+        let journal = DirectAccess.journalPath(runDirectory: machine.runDirectory)
+        await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
+        let pid = machine.pid
+        return try await offPool("apus-watch") {
+            let memory = try access.attach(pid: pid, journal: journal, drain: nil)
+            let watch = Result { try WriteWatch.take(memory, seconds: seconds) }
+            try memory.detach()
+            return try watch.get()
+        }
+    }
+
+    /// QEMU compares the hashes of some pages before and after: whole seconds only.
+    private static func askQemu(_ machine: Machine) async throws -> WorkingSetHistory {
+        var history = WorkingSetHistory()
+        var endMs = 0.0
+        for seconds in [1, 2] {
+            _ = try await machine.qmp.execute(.calcDirtyRate(calcTimeS: seconds))
+            let spanMs = Double(seconds) * 1000
+            endMs += spanMs
+            for _ in 0..<20 {
+                try await Task.sleep(for: .milliseconds(seconds * 250))
+                let info = try await machine.qmp.execute(.queryDirtyRate)
+                guard info.status == "measured", let rate = info.dirtyRateMiBps else { continue }
+                let bytes = Double(rate) * 1_048_576 * Double(seconds)
+                history.add(.init(endMs: endMs, spanMs: spanMs, pages: bytes / Double(Limits.pageBytes)))
+                break
+            }
+        }
+        return history
+    }
+
+    private static func option(_ port: MemoryPort, _ input: ForecastInput) -> PlanOption {
+        let band = Forecast.band(input)
+        func range(_ value: (Forecast) -> Double) -> PlanRange {
+            let ends = [value(band.low), value(band.likely), value(band.high)]
+            return PlanRange(low: ends.min() ?? 0, likely: value(band.likely), high: ends.max() ?? 0)
+        }
+        return PlanOption(
+            port: port, mode: .dsm, ending: PlanOption.Ending(band.likely.ending), wireBytes: range(\.wireBytes),
+            totalMs: range(\.totalMs), downtimeMs: range(\.downtimeMs))
+    }
+}
+
+extension PlanOption.Ending {
+    init(_ ending: Forecast.Ending) {
+        self =
+            switch ending {
+            case .converges: .converges
+            case .fits: .fits
+            case .tooBusy: .tooBusy
+            }
+    }
+}
+
+extension Result where Failure == any Error {
+    init(_ body: () async throws -> Success) async {
+        do { self = .success(try await body()) } catch { self = .failure(error) }
+    }
+}

@@ -1,0 +1,204 @@
+internal import ApusSystem
+
+/// How many different pages a guest writes within a time, learnt from what it wrote within other times.
+///
+/// ```
+///   pages
+///     |            _______------   dirtied(t) = set (1 - exp(-t / refill)) + drift t
+///     |      __---
+///     |   _-           set     pages that are written again and again, the writable working set
+///     |  /             refill  time in which all but a third of them have been written once, ms
+///     | /              drift   pages that were not written for long, per ms
+///     +--------------------- time since the last look, ms
+/// ```
+///
+/// A guest that writes pages of a hot set at random is exactly this, with `refill` = set / writes per ms. The rounds of
+/// a migration differ in length, so they show the curve; see ``WorkingSetHistory``.
+///
+/// Source: writable working set and its history, Piao et al., BdCloud 2014; the curve is our reconstruction.
+public struct WorkingSet: Sendable, Equatable, Codable {
+    public var setPages: Double
+    public var refillMs: Double
+    public var driftPagesPerMs: Double
+    /// Standard deviation of what was seen from the curve, as a share of the curve.
+    public var spread: Double
+
+    public init(setPages: Double, refillMs: Double, driftPagesPerMs: Double, spread: Double = 0) {
+        self.setPages = setPages
+        self.refillMs = refillMs
+        self.driftPagesPerMs = driftPagesPerMs
+        self.spread = spread
+    }
+
+    /// Different pages written within `ms`.
+    public func dirtied(inMs ms: Double) -> Double {
+        guard ms > 0 else { return 0 }
+        return setPages * (1 - exponential(-ms / refillMs)) + driftPagesPerMs * ms
+    }
+}
+
+/// What was seen of a guest's writing, of late. A pure value; one look at a time is added.
+public struct WorkingSetHistory: Sendable, Equatable, Codable {
+    /// One look: so many different pages were written in so long.
+    public struct Look: Sendable, Equatable, Codable {
+        public var endMs: Double
+        public var spanMs: Double
+        public var pages: Double
+        public init(endMs: Double, spanMs: Double, pages: Double) {
+            self.endMs = endMs
+            self.spanMs = spanMs
+            self.pages = pages
+        }
+    }
+
+    /// How the writing moves, against what the curve expects of each look: weighted least squares over the latest.
+    public struct Trend: Sendable, Equatable {
+        /// Now; 1: as the curve has it.
+        public var level: Double
+        /// Change of the level within a second.
+        public var risePerS: Double
+        /// Share of the levels' variation that the line explains, 0 to 1.
+        public var certainty: Double
+    }
+
+    /// Looks that are kept. Older ones say little of a guest that has changed its work.
+    public static let looksMax = 64
+    /// Looks that the trend is taken from, and the weight of each against the one after it.
+    static let trendLooks = 8
+    static let trendFade = 0.8
+    /// The same for the curve: it needs looks of many lengths, and those are not all recent.
+    static let curveFade = 0.95
+
+    public private(set) var looks: [Look] = []
+
+    public init() {}
+
+    /// - Parameter look: not earlier than the one before; of no length or without a sense it is left out.
+    public mutating func add(_ look: Look) {
+        guard look.spanMs > 0, look.pages >= 0, look.spanMs.isFinite, look.pages.isFinite else { return }
+        if looks.count == Self.looksMax { looks.removeFirst() }
+        looks.append(look)
+    }
+
+    /// nil: fewer than three looks.
+    public var trend: Trend? {
+        let recent = looks.suffix(Self.trendLooks)
+        guard recent.count >= 3, let now = recent.last?.endMs else { return nil }
+        // A long look finds fewer pages per second of the same guest, so rates cannot be compared as they are.
+        guard let curve else { return nil }
+        var sums = Sums()
+        var weight = 1.0
+        for look in recent.reversed() {
+            let expected = curve.dirtied(inMs: look.spanMs)
+            let middleS = (look.endMs - look.spanMs / 2 - now) / 1000
+            let level = expected > 0 ? look.pages / expected : 1
+            sums.add(x: middleS, y: level, weight: weight)
+            weight *= Self.trendFade
+        }
+        return sums.line.map { Trend(level: max(0, $0.atZero), risePerS: $0.slope, certainty: $0.certainty) }
+    }
+
+    /// The curve nearest to all looks; nil: there is none yet.
+    ///
+    /// For each of many times `refill` the other two are the least squares, weighted so that a look counts by the share
+    /// it is wrong by. Both stay above zero. A drift is believed when the looks are much better told with it: it reaches
+    /// far beyond the longest of them.
+    public var curve: WorkingSet? {
+        guard let shortest = looks.map(\.spanMs).min(), let longest = looks.map(\.spanMs).max() else { return nil }
+        var (plain, drifting): (Fit?, Fit?)
+        var refillMs = shortest / 4
+        // A set that refills more slowly than this cannot be told from a drift.
+        while refillMs <= longest * 2 {
+            let sums = curveSums(refillMs: refillMs)
+            plain = [plain, sums.plain].compactMap { $0 }.min { $0.error < $1.error }
+            drifting = [drifting, sums.drifting].compactMap { $0 }.min { $0.error < $1.error }
+            refillMs *= Self.refillStep
+        }
+        guard let plain, let drifting else { return nil }
+        let isBetter = drifting.error < Self.driftGain * plain.error && plain.set.spread > Self.chance
+        return isBetter ? drifting.set : plain.set
+    }
+
+    private static let refillStep = 1.05
+    private static let driftGain = 0.5
+    /// Looks at a guest that writes at random differ by this much anyway.
+    private static let chance = 0.04
+
+    private func curveSums(refillMs: Double) -> CurveSums {
+        var sums = CurveSums(refillMs: refillMs)
+        var weight = 1.0
+        for look in looks.reversed() {
+            sums.add(look, weight: weight)
+            weight *= Self.curveFade
+        }
+        return sums
+    }
+}
+
+private struct Fit {
+    var error: Double
+    var set: WorkingSet
+}
+
+/// Weighted sums of pages = set f + drift g, each look divided by its pages so that all lengths count alike.
+private struct CurveSums {
+    let refillMs: Double
+    private var (ff, fg, gg, fy, gy, yy, total) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    init(refillMs: Double) { self.refillMs = refillMs }
+
+    mutating func add(_ look: WorkingSetHistory.Look, weight: Double) {
+        let size = max(look.pages, 1)
+        let f = (1 - exponential(-look.spanMs / refillMs)) / size
+        let (g, y) = (look.spanMs / size, look.pages / size)
+        ff += weight * f * f
+        fg += weight * f * g
+        gg += weight * g * g
+        fy += weight * f * y
+        gy += weight * g * y
+        yy += weight * y * y
+        total += weight
+    }
+
+    var plain: Fit { fit(set: fy / ff, drift: 0) }
+
+    var drifting: Fit {
+        let determinant = ff * gg - fg * fg
+        guard determinant > 1e-12 * ff * gg else { return plain }
+        let (set, drift) = ((fy * gg - gy * fg) / determinant, (gy * ff - fy * fg) / determinant)
+        if set < 0 { return fit(set: 0, drift: gy / gg) }
+        return drift < 0 ? plain : fit(set: set, drift: drift)
+    }
+
+    private func fit(set: Double, drift: Double) -> Fit {
+        let error = yy - 2 * (set * fy + drift * gy) + set * set * ff + 2 * set * drift * fg + drift * drift * gg
+        return Fit(
+            error: max(0, error),
+            set: WorkingSet(
+                setPages: set, refillMs: refillMs, driftPagesPerMs: drift, spread: (max(0, error) / total).squareRoot())
+        )
+    }
+}
+
+/// Weighted sums of a straight line's least squares.
+private struct Sums {
+    private var (weight, x, y, xx, xy, yy) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    mutating func add(x newX: Double, y newY: Double, weight newWeight: Double) {
+        weight += newWeight
+        x += newWeight * newX
+        y += newWeight * newY
+        xx += newWeight * newX * newX
+        xy += newWeight * newX * newY
+        yy += newWeight * newY * newY
+    }
+
+    /// nil: all at one x.
+    var line: (atZero: Double, slope: Double, certainty: Double)? {
+        let (spreadX, spreadY, both) = (weight * xx - x * x, weight * yy - y * y, weight * xy - x * y)
+        guard spreadX > 1e-12 * weight * xx else { return nil }
+        let slope = both / spreadX
+        let certainty = spreadY > 1e-12 * weight * yy ? both * both / (spreadX * spreadY) : 0
+        return ((y - slope * x) / weight, slope, certainty)
+    }
+}
