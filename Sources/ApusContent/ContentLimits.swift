@@ -18,6 +18,8 @@ public enum ContentLimits {
     static let chunkPages = 16
     /// Segments of one store: their numbers have 24 bits where a page's place is kept.
     static let segmentNumberMax: UInt32 = 1 << 24 - 1
-    /// Of a segment, what must be in use; below it the rest is copied and the segment given back.
+    /// Of a segment's pages, what must be in use; with less, they are copied and the segment is given back.
     static let segmentUseMin = 0.5
+    /// The same before a snapshot has to go for want of room.
+    static let segmentUseMax = 0.9
 }

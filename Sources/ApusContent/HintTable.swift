@@ -70,7 +70,7 @@ public struct HintTable: ~Copyable, Sendable {
 
     /// The upper half, stretched over the places: no division, and any number of places.
     @inline(__always)
-    private func firstPlace(_ hint: UInt64) -> Int { Int((hint >> 32) &* places >> 32) }
+    private func firstPlace(_ hint: UInt64) -> Int { Int(((hint >> 32) &* places) >> 32) }
 
     @inline(__always)
     private func next(_ place: Int) -> Int { place + 1 == Int(places) ? 0 : place + 1 }

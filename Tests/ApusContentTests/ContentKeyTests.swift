@@ -49,7 +49,7 @@ import Testing
         var made = HintTable(entriesMax: count)
         let key = testKey()
         func hint(_ number: Int) -> UInt64 {
-            withUnsafeBytes(of: number) { key.hint(of: unsafe RawSpan(_unsafeBytes: $0)) }
+            key.hint(of: littleEndian(UInt64(number)).rawBytes)
         }
         var refused = 0
         for number in 0..<count where made?.insert(hint(number), UInt32(number)) != true { refused += 1 }

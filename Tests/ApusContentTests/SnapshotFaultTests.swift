@@ -42,6 +42,37 @@ import Testing
         }
     }
 
+    /// A collection is killed when it has copied what it keeps and removed nothing, or only some of it.
+    @Test func aKilledCollectionLosesNothing() throws {
+        let place = try TestFolder()
+        let few: Memory = (0..<400).map { $0 % 8 == 0 ? $0 : nil }
+        let before: TestFolder
+        do {
+            var store = try SnapshotStore.open(path: place.path, bytesMax: 1 << 30)
+            try store.put("all", (0..<400).map { $0 })
+            try store.put("few", few)
+            try store.drop(try #require(try store.snapshots().first { $0.vm == "few" }))
+            try store.put("few", few)
+            before = try place.copied()
+            try store.drop(try #require(try store.snapshots().first { $0.vm == "all" }))
+        }
+        let manifest = try #require(place.names.first { $0.hasSuffix(".manifest") })
+        let old = before.names.filter { !$0.hasSuffix(".manifest") }
+        #expect(!old.filter { !place.names.contains($0) }.isEmpty, "nothing was copied")
+        for removed in 0...old.count {
+            let killed = try place.copied()
+            for name in old.dropFirst(removed) where !killed.names.contains(name) {
+                try killed.put(name, before.bytes(name))
+            }
+            var store = try SnapshotStore.open(path: killed.path, bytesMax: 1 << 30)
+            let count = try store.readable("few", few)
+            #expect(count == 50, "\(manifest), \(removed) removed")
+            try store.collect()
+            let pages = store.pages
+            #expect(pages == 50)
+        }
+    }
+
     /// The machine dies with the last segment half written: cut anywhere, and with rubbish behind the cut.
     @Test(arguments: [false, true]) func aTornTailIsCutOff(hasRubbish: Bool) throws {
         let made = try filled()
@@ -152,6 +183,26 @@ import Testing
         #expect(count == 200, "an error is no reason to give pages back")
     }
 
+    /// A kill between the removal of a segment and of its index: the number is given again, the index must not be.
+    @Test func anIndexWithoutItsSegmentIsRemoved() throws {
+        let made = try filled()
+        _ = try SnapshotStore.open(path: made.path, bytesMax: 1 << 30)
+        for name in made.names where name.hasSuffix(".segment") || name.hasSuffix(".manifest") {
+            try FileManager.default.removeItem(atPath: made.file(name))
+        }
+        try #require(made.names.contains { $0.hasSuffix(".index") })
+        let other: Memory = (3000..<3100).map { $0 }
+        do {
+            var store = try SnapshotStore.open(path: made.path, bytesMax: 1 << 30)
+            let pages = store.pages
+            #expect(pages == 0)
+            try store.put("other", other)
+        }
+        var store = try SnapshotStore.open(path: made.path, bytesMax: 1 << 30)
+        let count = try store.readable("other", other)
+        #expect(count == 100)
+    }
+
     /// Chunks that a hostile hand has made: no length is believed.
     @Test func hostileChunksAreRefused() throws {
         let made = try filled()
@@ -166,7 +217,7 @@ import Testing
             // With a checksum that fits.
             let end = min(bytes.count, 16 + 24 + 16 * (40 + 4096))
             let sum = Checksum.of(Array(bytes[24..<end]).rawBytes)
-            withUnsafeBytes(of: sum.littleEndian) { unsafe bytes.replaceSubrange(16..<24, with: $0) }
+            bytes.replaceSubrange(16..<24, with: littleEndian(sum))
             try bad.put(segment, bytes)
             var store = try SnapshotStore.open(path: bad.path, bytesMax: 1 << 30)
             let count = try store.readable("vm", memory)

@@ -105,7 +105,7 @@ func readable(
         var reader = SnapshotReader(snapshot, testKey("a"))
         var buffer = PageBuffer(byteCount: 4096)
         let isProved = reader?.prove(1, testKey("a").digest(of: page(1).rawBytes), into: &buffer, at: 0)
-        #expect(isProved == true, "the bytes are the same; only the owner of a snapshot is given it")
+        #expect(isProved == nil)
     }
 
     @Test func anUnfinishedSnapshotLeavesTheOlderOne() throws {
@@ -122,7 +122,6 @@ func readable(
         #expect(count == pages)
         let names = try FileManager.default.contentsOfDirectory(atPath: folder.file("store"))
         #expect(!names.contains { $0.hasSuffix(".new") })
-        try store.collect()
         let distinct = store.pages
         #expect(distinct == pages, "what was abandoned is given back")
     }
@@ -144,11 +143,10 @@ func readable(
         peer?.set(3, 77)
         peer?.set(5, 77)
         peer?.set(6, 88)
-        let found = [
-            peer?.find(77, at: 5), peer?.find(77, at: 3), peer?.find(77, at: 9), peer?.find(88, at: 100),
-            peer?.find(99, at: 1),
-        ]
-        #expect(found == [5, 3, 3, 6, .some(nil)])
+        let found = [(77, 5), (77, 3), (77, 9), (88, 100), (99, 1)].map { hint, page in
+            peer?.find(hint, at: page) ?? nil
+        }
+        #expect(found == [5, 3, 3, 6, nil])
     }
 
     // MARK: Room
@@ -191,8 +189,9 @@ func readable(
     /// A snapshot that is being written keeps the old pages it builds on, whatever has to go for it.
     @Test func roomIsNotMadeOfWhatIsBeingWritten() throws {
         var store = try SnapshotStore.open(path: folder.file("store"), bytesMax: 3_000_000)
-        let old: Memory = (0..<300).map { $0 }
-        let new: Memory = old + (5000..<5300).map { $0 }
+        let shared: Memory = (0..<300).map { $0 }
+        let old: Memory = shared + (9000..<9300).map { $0 }
+        let new: Memory = shared + (5000..<5300).map { $0 }
         try store.put("old", old)
         try store.put("new", new)
         let counts = [try store.readable("old", old), try store.readable("new", new)]
@@ -257,7 +256,7 @@ func readable(
         files += try FileManager.default.contentsOfDirectory(atPath: folder.file("store")).map { "store/\($0)" }
         let needle = Data(page(5)[100..<200])
         let digest = testKey().hint(of: page(5).rawBytes)
-        let name = withUnsafeBytes(of: digest.littleEndian) { unsafe Data($0) }
+        let name = Data(littleEndian(digest))
         for file in files {
             let bytes = try folder.bytes(file)
             #expect(bytes.range(of: needle) == nil, "\(file) holds a page")

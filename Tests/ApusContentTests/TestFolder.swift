@@ -25,7 +25,8 @@ final class TestFolder: Sendable {
     }
 
     deinit {
-        if isMount { unsafe umount2(path, Int32(MNT_DETACH.rawValue)) }
+        // MNT_DETACH, which is no constant that Swift can import.
+        if isMount { unsafe umount2(path, 2) }
         try? FileManager.default.removeItem(atPath: path)
     }
 
@@ -64,6 +65,8 @@ func page(_ number: Int, compressible: Bool = false) -> [UInt8] {
     }
     return bytes
 }
+
+func littleEndian(_ word: UInt64) -> [UInt8] { (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) } }
 
 let zeroPage = [UInt8](repeating: 0, count: 4096)
 

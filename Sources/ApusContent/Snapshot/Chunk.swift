@@ -195,7 +195,9 @@ struct ChunkReader: ~Copyable {
     private func head(_ have: Int) -> (pages: Int, bodyBytes: Int)? {
         guard have >= ChunkLayout.headBytes, stored.word(at: 8) & 0xffff_ffff == ChunkLayout.magic else { return nil }
         let pages = Int(stored.word(at: 8) >> 32 & 0xffff)
-        guard (1...ContentLimits.chunkPages).contains(pages), stored.word(at: 16) <= pages * Limits.pageBytes else {
+        guard stored.word(at: 8) >> 48 <= 1, (1...ContentLimits.chunkPages).contains(pages),
+            stored.word(at: 16) <= pages * Limits.pageBytes
+        else {
             return nil
         }
         return (pages, Int(stored.word(at: 16)))

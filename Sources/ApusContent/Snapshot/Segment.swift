@@ -18,7 +18,8 @@ enum SegmentLayout {
     /// Pages of a segment cannot be more: each takes its name at least.
     static let pagesMax = ContentLimits.segmentBytes / PageName.byteCount
 
-    static func segmentPath(_ folder: String, _ number: UInt32) -> String { "\(folder)/\(name(number)).segment" }
+    static func segmentPath(_ folder: String, _ number: UInt32) -> String { folder + "/" + fileName(number) }
+    static func fileName(_ number: UInt32) -> String { name(number) + ".segment" }
     static func indexPath(_ folder: String, _ number: UInt32) -> String { "\(folder)/\(name(number)).index" }
 
     private static func name(_ number: UInt32) -> String {

@@ -64,6 +64,9 @@ struct SegmentWriter: ~Copyable {
         return OpenSegment(number: number, file: file, end: UInt64(SegmentLayout.headBytes))
     }
 
+    /// Gives up the last segment as it is; its index is made at the next ``SnapshotStore/reload()``.
+    mutating func letGo() { last = nil }
+
     /// Returns when all chunks are on the disk.
     func sync() throws(SystemError) { try last?.file.sync() }
 

@@ -6,6 +6,7 @@ public import ApusSystem
 public final class Snapshot: Sendable {
     public let vm: String
     public let pageCount: PageNumber
+    let fingerprint: UInt64
     /// Hint and place of each page.
     private let pages: PageBuffer
     private let files: [UInt32: Descriptor]
@@ -13,6 +14,7 @@ public final class Snapshot: Sendable {
     init(_ info: SnapshotInfo, _ pages: consuming PageBuffer, _ files: [UInt32: Descriptor]) {
         vm = info.vm
         pageCount = info.pageCount
+        fingerprint = info.fingerprint
         self.pages = pages
         self.files = files
     }
@@ -61,9 +63,9 @@ public struct SnapshotReader: ~Copyable, Sendable {
     private var chunk: ChunkReader
     private var loaded = PagePlace.none
 
-    /// Nil: there is no memory for it.
+    /// Nil: the snapshot is of another trust domain, or there is no memory.
     public init?(_ snapshot: Snapshot, _ key: ContentKey) {
-        guard let chunk = ChunkReader() else { return nil }
+        guard snapshot.fingerprint == key.fingerprint, let chunk = ChunkReader() else { return nil }
         self.chunk = chunk
         self.snapshot = snapshot
         self.key = key

@@ -30,6 +30,8 @@ public struct SnapshotStore: ~Copyable, Sendable {
     private var names: ChunkReader
     var writing: ManifestWriter?
     private var writingKey: ContentKey?
+    /// The first segment that holds pages of the snapshot that is being written, and nothing else; nil: there is none.
+    var ownSegments: UInt32?
     /// Open segments whose pages were asked for lately.
     private var files: [UInt32: Descriptor] = [:]
     private static let filesMax = 64
@@ -83,8 +85,11 @@ public struct SnapshotStore: ~Copyable, Sendable {
         guard ManifestHead.offset(ofStripe: head.stripes) < bytesMax else { throw .full(bytesMax: bytesMax) }
         let file = path + "/" + ManifestHead.fileName(vm: vm, fingerprint: key.fingerprint)
         do throws(SystemError) {
+            // In segments of its own it can be given up, or dropped later, without copying the others' pages.
+            try segments.seal()
             writing = ManifestWriter(head, path: file, try Descriptor.create(file + ".new"))
             writingKey = key
+            ownSegments = (segments.sizes.keys.max() ?? 0) + 1
         } catch { throw StoreError(error) }
     }
 
@@ -124,12 +129,18 @@ public struct SnapshotStore: ~Copyable, Sendable {
         manifestBytes = try snapshots().reduce(0) { $0 + $1.byteCount }
     }
 
-    /// Gives up the snapshot that was begun. Its pages go with the next ``collect(wipes:)``.
+    /// Gives up the snapshot that was begun, and its pages unless a collection has moved others among them.
     public mutating func abandon() {
-        if let temporary = writing?.temporaryPath { try? Folder.remove(temporary) }
-        chunk.clear()
+        guard let temporary = writing?.temporaryPath else { return }
         writing = nil
         writingKey = nil
+        chunk.clear()
+        try? Folder.remove(temporary)
+        segments.letGo()
+        if let own = ownSegments {
+            for number in segments.sizes.keys where number >= own { try? discardSegment(number, wipes: false) }
+        }
+        try? reload()
     }
 
     /// True when the very page is here: the hint finds it, the digest decides.

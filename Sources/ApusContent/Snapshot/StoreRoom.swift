@@ -28,16 +28,28 @@ extension SnapshotStore {
     ///
     /// - Parameter wipes: then no page that is not needed stays in any segment.
     public mutating func collect(wipes: Bool = false) throws(StoreError) {
+        try collect(copyingBelow: wipes ? 1 : ContentLimits.segmentUseMin, wipes: wipes)
+    }
+
+    /// - Parameter share: segments of which less is in use are copied.
+    private mutating func collect(copyingBelow share: Double, wipes: Bool) throws(StoreError) {
+        // From here on, segments of a snapshot that is being written hold pages of others, too.
+        ownSegments = nil
         do throws(SystemError) {
             try segments.seal()
             let used = try pagesInUse()
-            let plan = collection(used, wipes: wipes)
+            let plan = collection(used, copyingBelow: share)
             // First what costs nothing: copying may need the room.
             for number in plan.unused { try discardSegment(number, wipes: wipes) }
             try copy(plan.sparse, used)
             for number in plan.sparse { try discardSegment(number, wipes: wipes) }
             try reload()
-        } catch { throw StoreError(error) }
+        } catch {
+            // Some are gone, and some are there twice.
+            segments.letGo()
+            try? reload()
+            throw StoreError(error)
+        }
     }
 
     /// Makes room for so many bytes under the cap.
@@ -46,9 +58,11 @@ extension SnapshotStore {
         let goal = bytesMax - bytesMax / 16
         var limit = bytesMax
         while segmentBytes + manifestBytes + UInt64(byteCount) > limit {
-            try collect()
-            if segmentBytes + manifestBytes + UInt64(byteCount) <= goal { return }
             limit = goal
+            for share in [ContentLimits.segmentUseMin, ContentLimits.segmentUseMax] {
+                try collect(copyingBelow: share, wipes: false)
+                if segmentBytes + manifestBytes + UInt64(byteCount) <= goal { return }
+            }
             guard let oldest = try snapshots().first else {
                 if segmentBytes + UInt64(byteCount) <= bytesMax { return }
                 throw .full(bytesMax: bytesMax)
@@ -89,7 +103,7 @@ extension SnapshotStore {
     }
 
     /// Segments without a page in use, and those with so few that copying them pays.
-    private func collection(_ used: [UInt64], wipes: Bool) -> (unused: [UInt32], sparse: [UInt32]) {
+    private func collection(_ used: [UInt64], copyingBelow share: Double) -> (unused: [UInt32], sparse: [UInt32]) {
         var inUse: [UInt32: Int] = [:]
         var all: [UInt32: Int] = [:]
         for page in 0..<directory.pages.count {
@@ -99,13 +113,12 @@ extension SnapshotStore {
         }
         var unused: [UInt32] = []
         var sparse: [UInt32] = []
-        for (segment, byteCount) in segments.sizes {
+        for segment in segments.sizes.keys {
             let total = all[segment, default: 0]
             let kept = inUse[segment, default: 0]
-            let bytesKept = Double(byteCount) * Double(kept) / Double(max(1, total))
             if kept == 0 {
                 unused.append(segment)
-            } else if kept < total, wipes || bytesKept < Double(byteCount) * ContentLimits.segmentUseMin {
+            } else if Double(kept) < Double(total) * share {
                 sparse.append(segment)
             }
         }
@@ -152,7 +165,13 @@ extension SnapshotStore {
 
     /// Clears away what a kill has left: files that never got their names.
     mutating func repair() throws(SystemError) {
-        for name in try Folder.names(in: path) where name.hasSuffix(".new") { try Folder.remove("\(path)/\(name)") }
+        let names = Set(try Folder.names(in: path))
+        for name in names {
+            // The number will be given again, and then this would be the index of another segment.
+            let number = SegmentLayout.number(of: name, suffix: ".index")
+            let isAlone = number.map { !names.contains(SegmentLayout.fileName($0)) } ?? false
+            if name.hasSuffix(".new") || isAlone { try Folder.remove("\(path)/\(name)") }
+        }
         for name in try Folder.names(in: path) where name.hasSuffix(".manifest") {
             let file = try Descriptor.open("\(path)/\(name)", .read)
             if try ManifestHead.read(file) == nil {
@@ -183,8 +202,7 @@ extension SnapshotStore {
         manifestBytes = try listed().reduce(0) { $0 + $1.byteCount }
     }
 
-    private mutating func discardSegment(_ number: UInt32, wipes: Bool) throws(SystemError) {
-        // The index last: a segment without one would be read again at the next start.
+    mutating func discardSegment(_ number: UInt32, wipes: Bool) throws(SystemError) {
         try discard(segmentPath(number), wipes: wipes)
         try discard(indexPath(number), wipes: wipes)
         segments.remove(number)
