@@ -36,22 +36,30 @@ struct BenchContent: ParsableCommand {
         }
     }
 
-    private func tell(_ what: String, _ pages: Int, since began: Instant, _ more: String = "") {
-        let ms = Instant.now().ms(since: began)
-        let rate = Double(pages) * 4.096 / ms
-        print("\(what): \(Int(rate)) MB/s, \(Int(ms * 1e6 / Double(pages))) ns a page\(more)")
+    /// Time on the wall and on the CPU; on a machine that does other things only the second says much.
+    private struct Stopwatch {
+        private let began = Instant.now()
+        private let cpuBegan = Instant.threadCPUNs()
+        var ms: Double { Instant.now().ms(since: began) }
+        var cpuNs: Double { Double(Instant.threadCPUNs() - cpuBegan) }
+    }
+
+    /// - Parameter withoutNs: CPU time that only the measuring took.
+    private func tell(_ what: String, _ pages: Int, _ watch: Stopwatch, withoutNs: Double = 0, _ more: String = "") {
+        let (ms, cpuNs) = (watch.ms, (watch.cpuNs - withoutNs) / Double(pages))
+        print("\(what): \(Int(cpuNs)) ns of CPU a page (\(Int(4096e3 / cpuNs)) MB/s), \(Int(ms)) ms on the wall\(more)")
     }
 
     private func names(_ key: ContentKey) throws {
         var page = PageBuffer(byteCount: Limits.pageBytes)
         Self.fill(&page, 1)
         var mixed: UInt64 = 0
-        var began = Instant.now()
+        var began = Stopwatch()
         for _ in 0..<100_000 { mixed ^= key.hint(of: page.bytes) }
-        tell("hint", 100_000, since: began)
-        began = Instant.now()
+        tell("hint", 100_000, began)
+        began = Stopwatch()
         for _ in 0..<100_000 { mixed ^= key.digest(of: page.bytes).words[0] }
-        tell("digest", 100_000, since: began, mixed == 1 ? "." : "")
+        tell("digest", 100_000, began, mixed == 1 ? "." : "")
     }
 
     private func disk(_ key: ContentKey, _ place: String) throws {
@@ -65,29 +73,26 @@ struct BenchContent: ParsableCommand {
         }
         try image.sync()
         let order = IndexOrder(image: place + "/disk", sidecar: place + "/index", key: key)
-        var began = Instant.now()
+        var began = Stopwatch()
         _ = try BlockIndex.open(order)
-        tell("index, image in the page cache", blocks, since: began)
+        tell("index, image in the page cache", blocks, began)
         _ = posix_fadvise(image.number, 0, 0, POSIX_FADV_DONTNEED)
         try FileManager.default.removeItem(atPath: place + "/index")
-        began = Instant.now()
-        let cpuBegan = Instant.threadCPUNs()
+        began = Stopwatch()
         _ = try BlockIndex.open(order)
-        tell(
-            "index, image on the disk", blocks, since: began,
-            ", \((Instant.threadCPUNs() - cpuBegan) / UInt64(blocks)) of CPU")
-        began = Instant.now()
+        tell("index, image on the disk", blocks, began)
+        began = Stopwatch()
         let loaded = try BlockIndex.open(order, mayBeStale: true)
-        tell("index loaded from its sidecar", blocks, since: began)
+        tell("index loaded from its sidecar", blocks, began)
         guard let index = loaded?.index else { return }
         hints.shuffle()
-        began = Instant.now()
+        began = Stopwatch()
         var found = 0
         for hint in hints where index.block(of: hint) != nil { found += 1 }
-        tell("look-up of \(found) pages that are there", blocks, since: began)
-        began = Instant.now()
+        tell("look-up of \(found) pages that are there", blocks, began)
+        began = Stopwatch()
         for hint in hints where index.block(of: ~hint &* 3) != nil { found += 1 }
-        tell("look-up of pages that are not", blocks, since: began, found > blocks ? ", some invented" : "")
+        tell("look-up of pages that are not", blocks, began, found > blocks ? ", some invented" : "")
         try proving(key, place, "from the page cache")
         _ = posix_fadvise(image.number, 0, 0, POSIX_FADV_DONTNEED)
         try proving(key, place, "from the disk")
@@ -97,7 +102,7 @@ struct BenchContent: ParsableCommand {
         var reader = ImageReader(try ImageReader.openImage(place + "/disk"), key)
         var page = PageBuffer(byteCount: Limits.pageBytes)
         var pages = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
-        var spentMs = 0.0
+        var spentNs = 0.0
         var proved = 0
         for batch in 0..<blocks / 64 {
             let references = (0..<64).map { slot in
@@ -105,28 +110,28 @@ struct BenchContent: ParsableCommand {
                 Self.fill(&page, block)
                 return BlockReference(page: UInt32(block), block: UInt32(block), digest: key.digest(of: page.bytes))
             }
-            let began = Instant.now()
+            let began = Stopwatch()
             proved += reader.prove(references.span, into: &pages).nonzeroBitCount
-            spentMs += Instant.now().ms(since: began)
+            spentNs += began.cpuNs
         }
-        print("\(proved) blocks read and proved \(what): \(Int(Double(proved) * 4.096 / spentMs)) MB/s")
+        print("\(proved) blocks read and proved \(what): \(Int(spentNs / Double(proved))) ns of CPU a page")
     }
 
     private func snapshot(_ key: ContentKey, _ place: String) throws {
         var page = PageBuffer(byteCount: Limits.pageBytes)
-        var began = Instant.now()
+        var began = Stopwatch()
         for number in 0..<blocks { Self.fill(&page, number) }
-        let fillMs = Instant.now().ms(since: began)
+        let fillNs = began.cpuNs
         var store = try SnapshotStore.open(path: place + "/store", bytesMax: 1 << 40)
         for what in ["new pages stored", "pages stored that are there"] {
-            began = Instant.now()
+            began = Stopwatch()
             try store.begin(vm: what, key, pageCount: PageNumber(blocks))
             for number in 0..<blocks {
                 Self.fill(&page, number)
                 try store.add(PageNumber(number), page.bytes)
             }
             try store.finish()
-            tell(what, blocks, since: began.adding(ms: fillMs), ", \(store.byteCount >> 20) MiB on disk")
+            tell(what, blocks, began, withoutNs: fillNs, ", \(store.byteCount >> 20) MiB on disk")
         }
         guard let snapshot = try store.snapshot(of: "new pages stored", key),
             var reader = SnapshotReader(snapshot, key)
@@ -136,14 +141,14 @@ struct BenchContent: ParsableCommand {
             Self.fill(&page, number)
             digests.append(key.digest(of: page.bytes))
         }
-        began = Instant.now()
+        began = Stopwatch()
         var proved = 0
         for number in 0..<blocks
         where reader.prove(PageNumber(number), digests[number], into: &page, at: 0) { proved += 1 }
-        tell("\(proved) pages read from the store and proved", blocks, since: began)
-        began = Instant.now()
+        tell("\(proved) pages read from the store and proved", blocks, began)
+        began = Stopwatch()
         store = try Self.reopen(store, place)
-        print("store opened: \(Int(Instant.now().ms(since: began))) ms for \(store.pages) pages")
+        print("store opened: \(Int(began.ms)) ms for \(store.pages) pages")
     }
 
     private static func reopen(_ store: consuming SnapshotStore, _ place: String) throws -> SnapshotStore {

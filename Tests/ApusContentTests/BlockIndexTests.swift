@@ -124,6 +124,25 @@ private func makeImage(_ folder: TestFolder, _ blocks: [Int?], name: String = "d
         #expect(try open().1 == .loaded)
     }
 
+    /// The clusters of a real qcow2 are where a plain file would have them: aligned.
+    @Test func pagesAreFoundInAQcow2() throws {
+        try makeImage(folder, (0..<1000).map { $0 % 3 == 0 ? nil : $0 }, name: "raw")
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/usr/bin/qemu-img")
+        process.arguments = ["convert", "-O", "qcow2", folder.file("raw"), folder.file("disk")]
+        try process.run()
+        process.waitUntilExit()
+        try #require(process.terminationStatus == 0)
+        let (index, _) = try open()
+        let file = try Descriptor.open(folder.file("disk"), .read)
+        var buffer = PageBuffer(byteCount: 4096)
+        for number in 0..<1000 where number % 3 != 0 {
+            let block = try #require(find(index, number), "page \(number) is not found")
+            _ = try file.read(at: UInt64(block) * 4096, into: &buffer, 0..<4096)
+            #expect(buffer.bytes.equals(page(number).rawBytes))
+        }
+    }
+
     // MARK: Sidecars
 
     /// Every byte may be wrong: the sidecar is made again, or what was wrong did not matter.
