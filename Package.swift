@@ -54,6 +54,7 @@ let package = Package(
         module("ApusSystem", ["CApus", "CZstd", "CLZ4", "CXXHash", "COpenSSL"]),
         module("ApusMemory", ["ApusSystem"]),
         module("ApusCodec", ["ApusSystem", "ApusMemory"]),
+        module("ApusContent", ["ApusSystem", "ApusMemory"]),
         module("ApusWire", ["ApusSystem", "ApusMemory", "ApusCodec"]),
         module("ApusFabric", ["ApusSystem", "ApusMemory", "ApusWire"]),
         module("ApusFlow", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric"]),
@@ -95,7 +96,8 @@ let package = Package(
         .executableTarget(
             name: "lab",
             dependencies: [
-                "ApusLab", "ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFlow", "CMallocCount",
+                "ApusLab", "ApusSystem", "ApusMemory", "ApusCodec", "ApusContent", "ApusWire", "ApusFlow",
+                "CMallocCount",
                 product("ArgumentParser", "swift-argument-parser"),
             ], swiftSettings: strict),
 
@@ -105,6 +107,7 @@ let package = Package(
         tests("ApusSystemTests", ["ApusSystem", "ApusLab", "CApus", "write-target", "restless-tracer"]),
         tests("ApusMemoryTests", ["ApusSystem", "ApusMemory"]),
         tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
+        tests("ApusContentTests", ["ApusSystem", "ApusMemory", "ApusContent"]),
         tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
         tests(
             "ApusFlowTests", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow", "ApusLab"]),
@@ -115,7 +118,7 @@ let package = Package(
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"), product("GRDB", "GRDB.swift"),
                 product("Logging", "swift-log"), product("Yams", "Yams"), "apus",
                 product("ServiceLifecycle", "swift-service-lifecycle"),
-            ]),
+            ], resources: [.copy("QMP/Fixtures")]),
         tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusWire", "ApusQMP"]),
         tests("TidyTests", []),
     ]

@@ -110,6 +110,9 @@ extension QMPCommand where Reply == [MachineTypeInfo] {
 extension QMPCommand where Reply == [BlockDevice] {
     public static var queryBlock: QMPCommand { QMPCommand("query-block") }
 }
+extension QMPCommand where Reply == [BlockNode] {
+    public static var queryNamedBlockNodes: QMPCommand { QMPCommand("query-named-block-nodes") }
+}
 extension QMPCommand where Reply == String {
     /// A human-monitor command; the reply is its text with CR LF line ends.
     public static func human(_ line: String) -> QMPCommand {

@@ -45,6 +45,9 @@ internal import Glibc
         bytes.store(littleEndian: word, at: offset)
     }
 
+    /// Loads one little-endian word; traps outside the buffer.
+    public func word(at offset: Int) -> UInt64 { bytes.littleEndian(at: offset) }
+
     /// The buffer as the kernel sees it from outside this process; valid while the buffer is.
     public func asProcessWindow() -> ProcessWindow {
         ProcessWindow(pid: getpid(), address: unsafe UInt64(UInt(bitPattern: base)), byteCount: UInt64(byteCount))

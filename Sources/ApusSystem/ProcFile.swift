@@ -40,17 +40,7 @@ public enum ProcFile {
 
     /// The entries of a folder whose names are numbers, in the kernel's order: threads, descriptors.
     public static func numbers(in path: String) throws(SystemError) -> [Int32] {
-        guard let folder = unsafe opendir(path) else { throw SystemError("opendir \(path)", code: errno) }
-        defer { _ = unsafe closedir(folder) }
-        var numbers: [Int32] = []
-        // SAFETY: the entry is valid until the next call, its name ends with NUL inside the field.
-        while let entry = unsafe readdir(folder) {
-            let number = unsafe withUnsafePointer(to: &entry.pointee.d_name) { name in
-                unsafe Int32(String(cString: UnsafeRawPointer(name).assumingMemoryBound(to: CChar.self)))
-            }
-            if let number { numbers.append(number) }
-        }
-        return numbers
+        try Folder.names(in: path).compactMap { Int32($0) }
     }
 
     /// Where a link of the kernel's leads, at most 255 bytes of it; nil: it cannot be read.

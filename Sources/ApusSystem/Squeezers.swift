@@ -115,3 +115,43 @@ public enum LZ4 {
         }
     }
 }
+
+/// Compresses and expands pieces that each stand alone, as zstd frames. Allocates once.
+// @unchecked: the contexts have one owner.
+@safe public struct ZstdPieces: ~Copyable, @unchecked Sendable {
+    private let squeezer: OpaquePointer
+    private let expander: OpaquePointer
+
+    public init?(level: Int32) {
+        guard let squeezer = unsafe ZSTD_createCCtx() else { return nil }
+        guard let expander = unsafe ZSTD_createDCtx() else {
+            unsafe ZSTD_freeCCtx(squeezer)
+            return nil
+        }
+        unsafe ZSTD_CCtx_setParameter(squeezer, ZSTD_c_compressionLevel, level)
+        unsafe self.squeezer = squeezer
+        unsafe self.expander = expander
+    }
+    deinit {
+        unsafe ZSTD_freeCCtx(squeezer)
+        unsafe ZSTD_freeDCtx(expander)
+    }
+
+    /// Returns the bytes written at `offset`; nil when they did not fit into `limit` bytes.
+    public func squeeze(_ source: RawSpan, into target: inout PageBuffer, at offset: Int, limit: Int) -> Int? {
+        precondition(offset >= 0 && limit >= 0 && limit <= target.byteCount - offset)
+        return unsafe source.withUnsafeBytes { bytes in
+            let size = unsafe ZSTD_compress2(squeezer, target.base + offset, limit, bytes.baseAddress, bytes.count)
+            return ZSTD_isError(size) == 0 ? size : nil
+        }
+    }
+
+    /// True when `source` is one frame of exactly `byteCount` bytes, now at the front of `target`.
+    public func expand(_ source: RawSpan, into target: inout PageBuffer, byteCount: Int) -> Bool {
+        precondition(byteCount <= target.byteCount)
+        return unsafe source.withUnsafeBytes { bytes in
+            let size = unsafe ZSTD_decompressDCtx(expander, target.base, byteCount, bytes.baseAddress, bytes.count)
+            return ZSTD_isError(size) == 0 && size == byteCount
+        }
+    }
+}

@@ -2,6 +2,11 @@
 #include "capus.h"
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+
+// From linux/ioprio.h, which older headers lack.
+#define CAPUS_IOPRIO_WHO_PROCESS 1
+#define CAPUS_IOPRIO_IDLE (3 << 13)
 
 ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struct iovec *remote) {
     return process_vm_readv(pid, local, 1, remote, 1, 0);
@@ -31,3 +36,10 @@ void *capus_grow(void *old, size_t old_count, size_t new_count) {
 }
 
 void capus_nice_thread(int nice) { setpriority(PRIO_PROCESS, 0, nice); }
+
+ssize_t capus_read_cached(int fd, void *to, size_t count, off_t from) {
+    struct iovec piece = {to, count};
+    return preadv2(fd, &piece, 1, from, RWF_NOWAIT);
+}
+
+void capus_idle_on_disk(void) { syscall(SYS_ioprio_set, CAPUS_IOPRIO_WHO_PROCESS, 0, CAPUS_IOPRIO_IDLE); }

@@ -28,12 +28,13 @@ import Testing
 
     /// Bottom first: a module imports only what stands before it.
     private static let layers = [
-        "CApus", "CZstd", "CLZ4", "CXXHash", "COpenSSL", "ApusSystem", "ApusMemory", "ApusCodec", "ApusWire",
+        "CApus", "CZstd", "CLZ4", "CXXHash", "COpenSSL", "ApusSystem", "ApusMemory", "ApusCodec", "ApusContent",
+        "ApusWire",
         "ApusFabric",
         "ApusFlow", "ApusAPI", "ApusQMP", "ApusControl", "ApusLab", "apus", "lab",
     ]
     private static let dataPlane: Set = [
-        "ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow",
+        "ApusSystem", "ApusMemory", "ApusCodec", "ApusContent", "ApusWire", "ApusFabric", "ApusFlow",
     ]
 
     private func offenders(_ match: (Source, String) -> Bool) -> [String] {

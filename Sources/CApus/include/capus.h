@@ -24,6 +24,10 @@ ssize_t capus_process_vm_scatter(pid_t pid, const struct iovec *local, const str
 off_t capus_seek_data(int fd, off_t from);
 off_t capus_seek_hole(int fd, off_t from);
 int capus_punch(int fd, off_t from, off_t length);
+// What the page cache has from `from` on, without waiting for the disk; -1 when that is nothing, or cannot be told.
+ssize_t capus_read_cached(int fd, void *to, size_t count, off_t from);
+// This thread only: its disk requests wait for everybody else's.
+void capus_idle_on_disk(void);
 // This thread only, as Linux has it.
 void capus_nice_thread(int nice);
 static inline void capus_name_thread(const char *name) { prctl(PR_SET_NAME, (unsigned long)name, 0, 0, 0); }
