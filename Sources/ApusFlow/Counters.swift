@@ -74,6 +74,18 @@ public struct FlowSample: Sendable, Equatable {
     /// What plain QEMU would have put on the link for the same pages: 8 bytes and the page, or 9 for a zero page.
     public var plainBytes: UInt64 { dataPages * 4104 + zeroPages * 9 }
 
+    /// Adds what another flow of the same job has sent.
+    public mutating func add(_ other: FlowSample) {
+        zeroPages += other.zeroPages
+        rawPages += other.rawPages
+        lz4Pages += other.lz4Pages
+        lz4Bytes += other.lz4Bytes
+        zstdPages += other.zstdPages
+        zstdBytes += other.zstdBytes
+        wireBytes += other.wireBytes
+        cpuNs += other.cpuNs
+    }
+
     mutating func add(_ lane: LaneCounters) {
         zeroPages += lane.zeroPages.now
         rawPages += lane.rawPages.now
