@@ -42,6 +42,8 @@ actor OutgoingMigration {
     var transfer: OutgoingTransfer?
     /// The VM's RAM, held from outside until the job is over; nil: it goes by the stream port.
     var memory: DirectMemory?
+    /// Gives pages that stayed here to the destination; nil: none did, or a restarted agent has not been asked yet.
+    var server: PullServer?
     /// STOP events to come that are only for finishing disk requests.
     nonisolated let drainStops = Monitor(0)
     var marks = SwitchMarks()
@@ -121,6 +123,7 @@ actor OutgoingMigration {
         // The flow reports to this actor, which holds it: let it go, with all its buffers.
         router.setFlow(nil)
         transfer = nil
+        server = nil
     }
 
     private func events(for input: SessionInput<SourceEvent>) async -> [SourceEvent] {
@@ -159,12 +162,20 @@ actor OutgoingMigration {
             marks.loadMs = report.loadMs
             marks.fenceMs = report.fenceMs
             marks.installed = report.installed
-        case .running(let report):
-            marks.running = Instant.now()
-            marks.resumeMs = report.resumeMs
+        case .running(let report): note(report)
         case .heartbeat(let report): marks.destinationCPUS = report.cpuS
-        case .open, .refused, .commit, .abort, .verdictQuery, .failed, .aborted, .resume, .resumed, .cutOff: break
+        case .open, .refused, .commit, .abort, .verdictQuery, .failed, .aborted, .resume, .resumed, .cutOff,
+            .sourceLost:
+            break
         }
+    }
+
+    private func note(_ report: ResumeReport) {
+        marks.running = marks.running ?? Instant.now()
+        marks.resumeMs = marks.resumeMs ?? report.resumeMs
+        guard let pull = report.pull else { return }
+        marks.pull = pull
+        status.progress.memoryRemainingBytes = pull.missing * 4096
     }
 
     private func handle(_ event: SourceEvent) async {
@@ -202,6 +213,8 @@ actor OutgoingMigration {
         case .startTransfer: await startTransfer()
         case .holdTransfer: holdTransfer()
         case .resumeTransfer(let point): await resumeTransfer(point)
+        case .serve(let token): await serve(token: token)
+        case .holdService: holdService()
         case .raiseDowntimeLimit: await openGate()
         case .deliverShut: transfer?.deliverShut()
         case .releaseQemu:
@@ -250,7 +263,7 @@ actor OutgoingMigration {
         }
     }
 
-    private func observeQemu() async {
+    func observeQemu() async {
         if machine == nil {
             switch await services.machines.recover(request.vm, job: job) {
             case .gone: return post(.qemuObserved(.dead))
@@ -266,6 +279,7 @@ actor OutgoingMigration {
     private func finish() async {
         isOver = true
         transfer?.stop()
+        server?.stop()
         await letGoOfMemory()
         if let machine {
             await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
@@ -277,7 +291,7 @@ actor OutgoingMigration {
         case .completed: break
         case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
             .undecidable,
-            .committed, .aborting, .recovering:
+            .committed, .serving, .aborting, .recovering:
             preconditionFailure("a session finishes in a final state")
         }
     }
@@ -290,7 +304,7 @@ actor OutgoingMigration {
         case .kept, .lost: status.error = session.state.problem.map { Problem($0) }
         case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
             .undecidable,
-            .committed, .aborting, .recovering, .completed:
+            .committed, .serving, .aborting, .recovering, .completed:
             break
         }
         if status.phase.isFinal && status.endedAt == nil {
