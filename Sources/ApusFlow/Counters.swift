@@ -1,3 +1,4 @@
+internal import ApusCodec
 internal import Synchronization
 
 /// What one lane has done so far. Written by the lane once per batch, read by anyone; totals since the start.
@@ -27,6 +28,23 @@ final class LaneCounters: Sendable {
     let cpuNs = Atomic<UInt64>(0)
     /// The lane's estimate of its share of the link, bytes per second.
     let linkBytesPerS = Atomic<UInt64>(0)
+}
+
+extension LaneCounters {
+    /// What became of a batch that was sent.
+    func count(_ result: BatchEncoder.Result) {
+        zeroPages.add(result.zeroPages)
+        rawPages.add(result.rawPages)
+        switch result.codec {
+        case .none: break
+        case .lz4:
+            lz4Pages.add(result.squeezedPages)
+            lz4Bytes.add(result.squeezedBytes)
+        case .zstd:
+            zstdPages.add(result.squeezedPages)
+            zstdBytes.add(result.squeezedBytes)
+        }
+    }
 }
 
 extension Atomic where Value == UInt64 {

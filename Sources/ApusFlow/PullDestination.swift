@@ -58,7 +58,7 @@ public final class PullDestination: Sendable {
     private let report: @Sendable (PullEvent) -> Void
     private let content = Monitor(Content())
     private let isOver = Atomic(false)
-    private let sockets = Monitor<[UInt16: Socket]>([:])
+    private let connections = PullConnections()
     /// The sending half of a new urgent connection, on its way to the fault thread.
     private let offered = Monitor<OneShot<FrameSender>?>(nil)
     private let isOffered = Atomic(false)
@@ -152,16 +152,7 @@ public final class PullDestination: Sendable {
     public func stop() {
         isOver.store(true, ordering: .relaxed)
         content.update { $0.isOver = true }
-        hold()
-    }
-
-    /// Ends the connections, until new ones are attached.
-    public func hold() {
-        let all = sockets.update { sockets in
-            defer { sockets = [:] }
-            return sockets
-        }
-        for socket in all.values { socket.shutDown() }
+        connections.end()
     }
 
     /// The source has said what is missing.
@@ -197,21 +188,10 @@ public final class PullDestination: Sendable {
 
     /// Takes one of the source's two connections; a former one of the same kind is dropped.
     public func attach(_ connection: consuming Connection) throws(SystemError) {
-        let lane = connection.hello.lane
-        let socket = connection.socket
-        let former = sockets.update { sockets in
-            defer { sockets[lane] = socket }
-            return sockets[lane]
-        }
-        former?.shutDown()
-        let box = OneShot(connection)
-        _ = try WorkerThread(lane == PullServer.urgentLane ? "apus-urgent" : "apus-pull") { [self] in
-            guard let connection = box.take() else { return }
-            do throws(FlowFailure) { try receive(connection, isUrgent: lane == PullServer.urgentLane) } catch {
-                let isCurrent = sockets.read { $0[lane] === socket }
-                if isCurrent && !isOver.load(ordering: .relaxed) {
-                    report(error == .linkLost ? .linkLost : .failed(error))
-                }
+        let isUrgent = connection.hello.lane == PullServer.urgentLane
+        try connections.begin(connection, isUrgent ? "apus-urgent" : "apus-pull") { [self] connection, isCurrent in
+            do throws(FlowFailure) { try receive(connection, isUrgent: isUrgent) } catch {
+                if isCurrent() { report(error == .linkLost ? .linkLost : .failed(error)) }
             }
         }
     }

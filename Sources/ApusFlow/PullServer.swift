@@ -20,7 +20,7 @@ public final class PullServer: Sendable {
     private let report: @Sendable () -> Void
     private let order = Monitor<PushOrder?>(nil)
     private let mayPush = Latch()
-    private let sockets = Monitor<[UInt16: Socket]>([:])
+    private let connections = PullConnections()
 
     /// What the two connections are called in their hello.
     public static let urgentLane: UInt16 = 0
@@ -40,44 +40,31 @@ public final class PullServer: Sendable {
 
     /// Takes one of the two connections; a former one of the same kind is dropped.
     public func attach(_ connection: consuming Connection) throws(SystemError) {
-        let lane = connection.hello.lane
-        let socket = connection.socket
-        let former = sockets.update { sockets in
-            defer { sockets[lane] = socket }
-            return sockets[lane]
-        }
-        former?.shutDown()
-        let box = OneShot(connection)
-        let name = lane == Self.urgentLane ? "apus-serve" : "apus-push"
-        _ = try WorkerThread(name, nice: lane == Self.urgentLane ? 0 : WorkerThread.background) { [self] in
-            guard let connection = box.take() else { return }
+        let isUrgent = connection.hello.lane == Self.urgentLane
+        try connections.begin(
+            connection, isUrgent ? "apus-serve" : "apus-push", nice: isUrgent ? 0 : WorkerThread.background
+        ) { [self] connection, isCurrent in
             // How it ends does not matter: without a connection nothing can be served, and another one is made.
-            if lane == Self.urgentLane {
+            if isUrgent {
                 var answers = PullAnswers(connection, reader, counters, order)
                 try? answers.run()
             } else {
                 var pushes = PullPushes(connection, reader, counters, order, bytesPerS)
                 try? pushes.run(mayPush)
             }
-            if isCurrent(socket, lane) { report() }
+            if isCurrent() { report() }
         }
     }
 
-    private func isCurrent(_ socket: Socket, _ lane: UInt16) -> Bool { sockets.read { $0[lane] === socket } }
-
     /// Both connections stand.
-    public var isConnected: Bool { sockets.read { $0.count == 2 } }
+    public var isConnected: Bool { connections.areBoth }
 
     /// The guest runs at the destination: what nobody waits for may travel too.
     public func startPushing() { mayPush.open() }
 
     /// Ends all connections, until new ones are attached.
     public func hold() {
-        let all = sockets.update { sockets in
-            defer { sockets = [:] }
-            return sockets
-        }
-        for socket in all.values { socket.shutDown() }
+        connections.end()
         order.update { $0 = nil }
     }
 
@@ -178,8 +165,7 @@ private struct PullAnswers: ~Copyable {
         let bytes = try PullSender.transmit(&sender, PullServer.urgentLane, encoder.head, pages.batch, result)
         pages.counters.wireBytes.add(bytes)
         pages.counters.confirmedBytes.add(bytes)
-        pages.counters.rawPages.add(result.rawPages)
-        pages.counters.zeroPages.add(result.zeroPages)
+        pages.counters.count(result)
         pages.batch.reset()
     }
 }
@@ -262,26 +248,11 @@ private struct PullPushes: ~Copyable {
             if nowNs - startNs > 1_000_000 { meter.waited(ns: nowNs - startNs) }
             meter.tick(nowNs: nowNs)
             sentBytes += UInt64(bytes)
-            count(result, bytes)
+            pages.counters.wireBytes.add(bytes)
+            pages.counters.count(result)
+            pages.counters.cpuNs.set(Instant.threadCPUNs())
         }
         pages.batch.reset()
-    }
-
-    private func count(_ result: BatchEncoder.Result, _ bytes: Int) {
-        let counters = pages.counters
-        counters.wireBytes.add(bytes)
-        counters.zeroPages.add(result.zeroPages)
-        counters.rawPages.add(result.rawPages)
-        switch result.codec {
-        case .none: break
-        case .lz4:
-            counters.lz4Pages.add(result.squeezedPages)
-            counters.lz4Bytes.add(result.squeezedBytes)
-        case .zstd:
-            counters.zstdPages.add(result.squeezedPages)
-            counters.zstdBytes.add(result.squeezedBytes)
-        }
-        counters.cpuNs.set(Instant.threadCPUNs())
     }
 
     private mutating func waitForLink(_ length: Int) throws(FabricError) -> UInt64 {

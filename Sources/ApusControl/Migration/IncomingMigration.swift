@@ -42,7 +42,7 @@ actor IncomingMigration {
     /// When the last page came and when the verdict did.
     private var lastStream = Instant.now()
     private let startCPUNs = Instant.processCPUNs()
-    private let started = Instant.now()
+    let started = Instant.now()
 
     /// A new job, begun by the offer that came over `link`.
     init(_ services: SessionServices, job: String, offer: MigrationOffer, peer: Endpoint, link: ControlLink) {
@@ -225,13 +225,7 @@ actor IncomingMigration {
         }
     }
 
-    /// What is said again and again is noted once.
-    private func note(_ problem: SessionProblem) {
-        let text = Problem(problem).description
-        if !status.notes.contains(text) { status.notes.append(text) }
-    }
-
-    private var counters: HeartbeatReport {
+    var counters: HeartbeatReport {
         let sample = flow?.sample() ?? FlowSample()
         return HeartbeatReport(
             pages: sample.dataPages + sample.zeroPages, wireBytes: sample.wireBytes,
@@ -377,37 +371,6 @@ actor IncomingMigration {
         flow?.stop()
         stopPull()
         if let token { services.lanes.forget(token) }
-    }
-
-    // MARK: What people see
-
-    private func publish() async {
-        status.phase = JobPhase(session.phase)
-        switch session.state {
-        case .discarded, .lost: status.error = session.state.problem.map { Problem($0) }
-        case .idle, .preparing, .receiving, .cutOff, .inDoubt, .deciding, .starting, .pulling, .recovering, .completed:
-            break
-        }
-        if status.phase.isFinal && status.endedAt == nil {
-            status.endedAt = Date()
-            status.summary = summary()
-            if status.phase == .completed { status.progress.fraction = 1 }
-        }
-        await services.board.publish(status)
-    }
-
-    private func summary() -> JobSummary {
-        let sample = flow?.sample() ?? FlowSample()
-        var summary = JobSummary()
-        summary.totalMs = Instant.now().ms(since: started)
-        summary.wireBytes = sample.wireBytes
-        summary.installed = flow?.installed ?? [:]
-        summary.destinationCPUS = counters.cpuS
-        if case .completed(let report) = session.state, let pull = report.pull {
-            summary.pull = PullSummary(pull)
-            summary.wireBytes += pull.wireBytes
-        }
-        return summary
     }
 
     // MARK: Watching

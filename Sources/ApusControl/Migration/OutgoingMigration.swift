@@ -153,31 +153,6 @@ actor OutgoingMigration {
         }
     }
 
-    /// Keeps what the destination reports for the summary.
-    private func note(_ message: SessionMessage) async {
-        switch message {
-        case .ready(let terms): await agree(on: terms)
-        case .prepared(let report):
-            marks.prepared = Instant.now()
-            marks.loadMs = report.loadMs
-            marks.fenceMs = report.fenceMs
-            marks.installed = report.installed
-        case .running(let report): note(report)
-        case .heartbeat(let report): marks.destinationCPUS = report.cpuS
-        case .open, .refused, .commit, .abort, .verdictQuery, .failed, .aborted, .resume, .resumed, .cutOff,
-            .sourceLost:
-            break
-        }
-    }
-
-    private func note(_ report: ResumeReport) {
-        marks.running = marks.running ?? Instant.now()
-        marks.resumeMs = marks.resumeMs ?? report.resumeMs
-        guard let pull = report.pull else { return }
-        marks.pull = pull
-        status.progress.memoryRemainingBytes = pull.missing * 4096
-    }
-
     private func handle(_ event: SourceEvent) async {
         var next: SourceEvent? = event
         while let event = next {
@@ -296,26 +271,6 @@ actor OutgoingMigration {
         }
     }
 
-    // MARK: What people see
-
-    func publish() async {
-        status.phase = JobPhase(session.phase)
-        switch session.state {
-        case .kept, .lost: status.error = session.state.problem.map { Problem($0) }
-        case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
-            .undecidable,
-            .committed, .serving, .aborting, .recovering, .completed:
-            break
-        }
-        if status.phase.isFinal && status.endedAt == nil {
-            status.endedAt = Date()
-            status.summary = summary()
-            status.progress.elapsedMs = status.summary?.totalMs ?? 0
-            if status.phase == .completed { status.progress.fraction = 1 }
-        }
-        await services.board.publish(status)
-    }
-
     // MARK: Watching
 
     private func watch() async {
@@ -401,7 +356,7 @@ actor OutgoingMigration {
     private func sample() async {
         while !Task.isCancelled {
             try? await Task.sleep(for: SessionTimes.sample)
-            guard let transfer, !status.phase.isFinal else { continue }
+            guard let transfer, session.phase != .pulling, !status.phase.isFinal else { continue }
             // While the guest is stopped QEMU does not answer, and there is nothing left to decide.
             let info =
                 session.state == .transferring && !transfer.isDirect
