@@ -50,9 +50,14 @@ public enum MigrationMode: String, Codable, Sendable, CaseIterable {
     case plain
     /// The lines that have changed, as long as that pays.
     case dsm
+    /// As `dsm`, but the guest moves as soon as another pass over what it writes makes nothing less; the rest is fetched
+    /// while it runs at the destination. Direct port only.
+    case hybrid
+    /// The guest moves at once, and all its memory is fetched while it runs at the destination. Direct port only.
+    case postcopy
 }
 
-/// The phases a job passes, in this order; the last four are final.
+/// The phases a job passes, in this order; the last three are final.
 public enum JobPhase: String, Codable, Sendable, CaseIterable {
     /// Checks on both hosts; the destination QEMU is started.
     case preparing
@@ -64,6 +69,8 @@ public enum JobPhase: String, Codable, Sendable, CaseIterable {
     case committing
     /// Committed, but the destination has not confirmed that it runs the VM.
     case inDoubt
+    /// The VM runs at the destination, which fetches the rest of its memory from the source.
+    case pulling
     case completed
     /// Not committed: the VM runs on the source (or, for an incoming job, not here).
     case failed
@@ -72,7 +79,7 @@ public enum JobPhase: String, Codable, Sendable, CaseIterable {
     public var isFinal: Bool {
         switch self {
         case .completed, .failed, .aborted: true
-        case .preparing, .transferring, .switching, .committing, .inDoubt: false
+        case .preparing, .transferring, .switching, .committing, .inDoubt, .pulling: false
         }
     }
 }
@@ -152,6 +159,39 @@ public struct LineSummary: Codable, Sendable, Equatable {
     }
 }
 
+/// How the memory came that was fetched while the VM ran at the destination.
+public struct PullSummary: Codable, Sendable, Equatable {
+    /// Pages missing when the VM was handed over.
+    public var missingPages: UInt64
+    /// Of these, pages that came because the VM touched them or a neighbour, and pages that came by themselves.
+    public var faultedPages: UInt64
+    public var pushedPages: UInt64
+    /// Touches of missing pages, and how long each waited, microseconds.
+    public var faults: UInt64
+    public var faultP50Us: Double
+    public var faultP99Us: Double
+    public var faultMaxUs: Double
+    /// Sum of these waits, milliseconds: what vCPUs and devices stood still.
+    public var stallMs: Double
+    /// From the hand-over until nothing was missing; nil: an agent was restarted meanwhile.
+    public var wholeMs: Double?
+
+    public init(
+        missingPages: UInt64, faultedPages: UInt64, pushedPages: UInt64, faults: UInt64, faultP50Us: Double,
+        faultP99Us: Double, faultMaxUs: Double, stallMs: Double, wholeMs: Double?
+    ) {
+        self.missingPages = missingPages
+        self.faultedPages = faultedPages
+        self.pushedPages = pushedPages
+        self.faults = faults
+        self.faultP50Us = faultP50Us
+        self.faultP99Us = faultP99Us
+        self.faultMaxUs = faultMaxUs
+        self.stallMs = stallMs
+        self.wholeMs = wholeMs
+    }
+}
+
 /// The record of a finished job.
 public struct JobSummary: Codable, Sendable, Equatable {
     public var totalMs: Double = 0
@@ -171,6 +211,8 @@ public struct JobSummary: Codable, Sendable, Equatable {
     public var hotPages: UInt64?
     /// Pages that were to be sent again and had changed in some lines only, or not at all.
     public var lines: LineSummary?
+    /// Memory fetched after the hand-over (modes `hybrid` and `postcopy`).
+    public var pull: PullSummary?
     /// Pages compared by digest before the switch (`verify`), and those of them that differed and were sent again.
     public var verifiedPages: UInt64?
     public var repairedPages: UInt64?

@@ -36,7 +36,8 @@ extension Role {
     func longest(atListener: Bool) -> FrameKind {
         switch self {
         case .control: .control
-        case .lane, .urgent: atListener ? .batch : .credit
+        case .lane: atListener ? .batch : .credit
+        case .urgent: atListener ? .batch : .residence
         case .probe: atListener ? .stream : .credit
         }
     }

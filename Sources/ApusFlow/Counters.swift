@@ -1,3 +1,4 @@
+internal import ApusCodec
 internal import Synchronization
 
 /// What one lane has done so far. Written by the lane once per batch, read by anyone; totals since the start.
@@ -27,6 +28,23 @@ final class LaneCounters: Sendable {
     let cpuNs = Atomic<UInt64>(0)
     /// The lane's estimate of its share of the link, bytes per second.
     let linkBytesPerS = Atomic<UInt64>(0)
+}
+
+extension LaneCounters {
+    /// What became of a batch that was sent.
+    func count(_ result: BatchEncoder.Result) {
+        zeroPages.add(result.zeroPages)
+        rawPages.add(result.rawPages)
+        switch result.codec {
+        case .none: break
+        case .lz4:
+            lz4Pages.add(result.squeezedPages)
+            lz4Bytes.add(result.squeezedBytes)
+        case .zstd:
+            zstdPages.add(result.squeezedPages)
+            zstdBytes.add(result.squeezedBytes)
+        }
+    }
 }
 
 extension Atomic where Value == UInt64 {
@@ -73,6 +91,18 @@ public struct FlowSample: Sendable, Equatable {
 
     /// What plain QEMU would have put on the link for the same pages: 8 bytes and the page, or 9 for a zero page.
     public var plainBytes: UInt64 { dataPages * 4104 + zeroPages * 9 }
+
+    /// Adds what another flow of the same job has sent.
+    public mutating func add(_ other: FlowSample) {
+        zeroPages += other.zeroPages
+        rawPages += other.rawPages
+        lz4Pages += other.lz4Pages
+        lz4Bytes += other.lz4Bytes
+        zstdPages += other.zstdPages
+        zstdBytes += other.zstdBytes
+        wireBytes += other.wireBytes
+        cpuNs += other.cpuNs
+    }
 
     mutating func add(_ lane: LaneCounters) {
         zeroPages += lane.zeroPages.now

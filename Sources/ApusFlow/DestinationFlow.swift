@@ -9,6 +9,9 @@ public final class DestinationFlow: Sendable {
     private let control: @Sendable (ControlLink.Message) -> Void
     private let isDirect: Bool
     private let ports: @Sendable (RAMBlock) -> BlockPort
+    private let pull: PullDestination?
+    /// Pages that the source keeps, as far as it has named them.
+    private let announced = Monitor<PageSet?>(nil)
     private let state: DestinationState
     private let counters: [LaneCounters]
     private let docks: [LaneDock]
@@ -35,17 +38,20 @@ public final class DestinationFlow: Sendable {
     ///   - qemu: connected to the incoming socket of the destination QEMU.
     ///   - lanes: how many lanes will be attached.
     ///   - isDirect: the source sends RAM blocks that QEMU leaves out of its stream.
+    ///   - pull: fetches what the source keeps; nil: it may keep nothing.
     ///   - ports: how to reach a RAM block.
     ///   - send: puts a frame on the control connection; may block.
     ///   - report: called from any of the flow's threads; must not block.
     public init(
-        qemu: Socket, lanes: Int, isDirect: Bool = false, ports: @escaping @Sendable (RAMBlock) -> BlockPort,
+        qemu: Socket, lanes: Int, isDirect: Bool = false, pull: PullDestination? = nil,
+        ports: @escaping @Sendable (RAMBlock) -> BlockPort,
         send: @escaping @Sendable (ControlLink.Message) -> Void,
         report: @escaping @Sendable (DestinationFlowEvent) -> Void
     ) throws(SystemError) {
         feed = QemuFeed(qemu)
         control = send
         self.isDirect = isDirect
+        self.pull = pull
         self.ports = ports
         self.report = report
         state = DestinationState(lanes: lanes)
@@ -92,8 +98,9 @@ public final class DestinationFlow: Sendable {
             switch message.kind {
             case .stream: try writeStream(message)
             case .layout: try learnLayout(message)
+            case .residence: try learnResidence(message)
             case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end,
-                .squeezedStream, .update, .patchable, .audit:
+                .squeezedStream, .update, .patchable, .audit, .wanted:
                 throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
             }
         } catch { fail(error) }
@@ -177,6 +184,25 @@ public final class DestinationFlow: Sendable {
             for (block, port) in zip(layout.blocks, chosen) { used[block.name] = port.name }
         }
         state.begin(.init(layout: layout, table: table, ports: chosen, ramSection: message.epoch))
+    }
+
+    /// The last that the source says of its memory: the rest stays there until it is fetched. From here on the lanes write
+    /// nothing any more, so nothing older can come over what the guest will write.
+    private func learnResidence(_ message: ControlLink.Message) throws(FlowFailure) {
+        guard let pull, let prologue = state.prologue, prologue.layout == pull.layout, !state.isSealed else {
+            throw FlowFailure("peer", "The source keeps pages, which was not agreed.")
+        }
+        guard state.waitForFence(message.epoch) else { return }
+        var pages = announced.read { $0 } ?? PageSet(pageCount: pull.layout.pageCount)
+        let isLast: Bool
+        do throws(FrameError) { isLast = try ResidencePayload.take(message.bytes.rawBytes, into: &pages) } catch {
+            throw FlowFailure("peer", "The source's list of pages that it keeps is not valid: \(error).")
+        }
+        announced.update { $0 = pages }
+        guard isLast else { return }
+        state.seal()
+        try pull.flip(
+            missing: pages, prologue.ports.compactMap { if case .mapped(let window) = $0 { window } else { nil } })
     }
 
     /// A direct source sends no page that is zero from the beginning: what firmware has put there must go.

@@ -37,6 +37,9 @@ public final class DirectMemory: Sendable {
         self.drain = drain
     }
 
+    /// For a ``PullServer``: they outlive the tracker.
+    public var serverWindows: [GuestWindow] { windows }
+
     var reader: GuestReader { GuestReader(layout, windows.map { .mapped($0) }) }
 
     /// Takes everything out of QEMU that was put there. Blocks; idempotent.
@@ -49,8 +52,8 @@ final class DirectOrders: Sendable {
         case rounds
         /// The guest is stopped: scan once more, send everything.
         case last
-        /// Everything is in the lanes' queues.
-        case done
+        /// Everything is in the lanes' queues but the rest, which the destination fetches when its guest runs.
+        case done(rest: PageSet?)
         case over
     }
     private let state = Monitor(State.rounds)
@@ -59,11 +62,19 @@ final class DirectOrders: Sendable {
     /// has failed.
     func finishRounds() -> Bool {
         state.update { if $0 == .rounds { $0 = .last } }
-        return state.wait { $0 == .last ? nil : $0 == .done } ?? false
+        return state.wait { state in
+            switch state {
+            case .rounds, .last: nil
+            case .done: true
+            case .over: false
+            }
+        } ?? false
     }
 
     func end() { state.update { $0 = .over } }
-    func finished() { state.update { if $0 == .last { $0 = .done } } }
+    func finished(rest: PageSet? = nil) { state.update { if $0 == .last { $0 = .done(rest: rest) } } }
+    /// Pages whose newest content stays here; nil: none.
+    var rest: PageSet? { state.read { if case .done(let rest) = $0 { rest } else { nil } } }
 
     enum Next { case round, last, over }
     /// Waits until the next round is due.

@@ -30,6 +30,7 @@ struct DirectSource: ~Copyable {
     private var rounds: DirtyRounds
     private var gate: SwitchGate
     private let maxDowntimeMs: Double
+    private let pull: FlowOptions.Pull
 
     /// A guest whose dirty pages do not get fewer is scanned this seldom: every scan makes it fault once per page.
     static let steadyRoundMs = 500.0
@@ -57,6 +58,7 @@ struct DirectSource: ~Copyable {
         open = BatchSlots(count: lanes.count)
         rounds = DirtyRounds(pageCount: memory.layout.pageCount)
         maxDowntimeMs = options.maxDowntimeMs
+        pull = options.pull
         gate = SwitchGate(maxDowntimeMs: options.maxDowntimeMs)
     }
 
@@ -67,6 +69,7 @@ struct DirectSource: ~Copyable {
         }
         report(.layoutKnown(layout))
         progress.round.set(1)
+        if pull == .everything { return try handOverAtOnce() }
         // What was requested before the tracker was there is finished before the first page is read.
         if try stopRequests() { try resumeGuest() }
         // The first scan tells what was written since the tracker was attached, just now.
@@ -74,6 +77,7 @@ struct DirectSource: ~Copyable {
         try sendAllData()
         var waitMs = 0.0
         var lastReady = Int.max
+        var isOpen = false
         while true {
             own.cpuNs.set(Instant.threadCPUNs())
             switch orders.next(afterMs: waitMs) {
@@ -81,6 +85,7 @@ struct DirectSource: ~Copyable {
             case .last:
                 // QEMU has stopped the guest and finished its requests.
                 try scan(holdLimit: 0)
+                if pull == .rest && rounds.readyCount > 0 { return orders.finished(rest: rounds.ready) }
                 try sendReady()
                 return orders.finished()
             case .round: break
@@ -103,26 +108,37 @@ struct DirectSource: ~Copyable {
             let sample = sample(pagesPerS: perS)
             let predictedMs = gate.forecast(sample).downtimeMs
             progress.predictedDowntimeUs.set(UInt64(predictedMs * 1000))
-            let opens = gate.shouldOpen(sample)
             let isShrinking = Double(rounds.readyCount) < 0.7 * Double(lastReady)
+            // What does not get less by another round is fetched.
+            let opens = !isOpen && (gate.shouldOpen(sample) || (pull == .rest && !isShrinking))
+            isOpen = isOpen || opens
             lastReady = max(rounds.readyCount, 1)
             try sendReady()
             waitForLanes()
             if opens { report(.converged(predictedDowntimeMs: predictedMs)) }
-            if gate.isOpen && memory.drain != nil {
+            if isOpen && memory.drain != nil {
                 waitMs = .infinity
                 continue
             }
             waitMs =
-                gate.isOpen
+                isOpen
                 ? Self.closingRoundMs : isShrinking ? 0 : Self.steadyRoundMs - Instant.now().ms(since: scanned)
         }
     }
 
+    /// Nothing travels before the guest is stopped; then all that it has is the rest.
+    private func handOverAtOnce() throws(FlowFailure) {
+        report(.converged(predictedDowntimeMs: SwitchGate.fixedMs))
+        guard orders.next(afterMs: .infinity) == .last else { return }
+        var rest = PageSet(pageCount: layout.pageCount)
+        for run in try dataRuns() { rest.insert(first: run.first, count: run.count) }
+        orders.finished(rest: rest)
+    }
+
     // MARK: What travels
 
-    private mutating func sendAllData() throws(FlowFailure) {
-        var left: UInt64 = 0
+    /// Pages that the file has; a hole is zero at the destination already.
+    private func dataRuns() throws(FlowFailure) -> [(first: PageNumber, count: Int)] {
         var all: [(first: PageNumber, count: Int)] = []
         for (block, window) in zip(layout.blocks, memory.windows) {
             let ranges = try wrap("direct") { () throws(SystemError) in try window.dataRanges() }
@@ -130,9 +146,14 @@ struct DirectSource: ~Copyable {
                 let first = range.lowerBound / UInt64(Limits.pageBytes)
                 let end = (range.upperBound + UInt64(Limits.pageBytes) - 1) / UInt64(Limits.pageBytes)
                 all.append((block.firstPage + PageNumber(first), Int(end - first)))
-                left += end - first
             }
         }
+        return all
+    }
+
+    private mutating func sendAllData() throws(FlowFailure) {
+        let all = try dataRuns()
+        var left = all.reduce(into: UInt64(0)) { $0 += UInt64($1.count) }
         progress.remainingPages.set(left)
         for range in all {
             var page = range.first

@@ -51,6 +51,18 @@ public struct FlowOptions: Sendable {
     public var lineTableBytesMax = Int.max
     /// Compare all pages by digest before the switch, and send again what differs. Prolongs the pause.
     public var verifies = false
+    /// What stays at the source when the guest moves, to be fetched from there; direct port only.
+    public var pull = Pull.nothing
+
+    public enum Pull: Sendable, Equatable {
+        /// The guest moves when everything is at the destination.
+        case nothing
+        /// Memory travels as long as that makes less of it; the rest is fetched.
+        case rest
+        /// The guest moves at once, all its memory follows.
+        case everything
+    }
+
     public init(bytesPerS: Double? = nil, maxDowntimeMs: Double = 300) {
         self.bytesPerS = bytesPerS
         self.maxDowntimeMs = maxDowntimeMs

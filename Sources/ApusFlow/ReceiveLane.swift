@@ -3,6 +3,7 @@ internal import ApusFabric
 internal import ApusMemory
 internal import ApusSystem
 internal import ApusWire
+internal import Synchronization
 
 /// Why a flow ended before its time; text for people.
 public struct FlowFailure: Error, Equatable, Sendable, CustomStringConvertible {
@@ -50,6 +51,7 @@ final class DestinationState: Sendable {
         var failed = false
     }
     private let content: Monitor<Content>
+    private let sealed = Atomic(false)
 
     init(lanes: Int) { content = Monitor(Content(fences: [UInt32](repeating: 0, count: lanes))) }
 
@@ -58,6 +60,11 @@ final class DestinationState: Sendable {
     /// Wakes everyone who waits here, for ever.
     func fail() { content.update { $0.failed = true } }
 
+    /// From now on nothing may come over what is installed: the guest's memory belongs to the guest.
+    func seal() { sealed.store(true, ordering: .relaxed) }
+    var isSealed: Bool { sealed.load(ordering: .relaxed) }
+
+    var prologue: Prologue? { content.read { $0.prologue } }
     var hasPrologue: Bool { content.read { $0.prologue != nil } }
 
     /// Blocks until the RAM blocks are known; nil when the flow has failed.
@@ -158,6 +165,9 @@ struct ReceiveLane: ~Copyable, Sendable {
             let frame = try receive()
             receivedBytes += UInt64(FrameHeader.byteCount + frame.length)
             counters.wireBytes.add(FrameHeader.byteCount + frame.length)
+            if state.isSealed && frame.kind != .end {
+                throw FlowFailure("peer", "The source sent pages behind its last fence.")
+            }
             switch frame.kind {
             case .batch:
                 try install(&batches, &replica, &installer)
@@ -173,7 +183,7 @@ struct ReceiveLane: ~Copyable, Sendable {
             case .end:
                 return
             case .hello, .welcome, .refusal, .control, .stream, .squeezedStream, .returnPath, .layout, .credit, .want,
-                .update, .patchable:
+                .update, .patchable, .residence, .wanted:
                 throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(share.lane).")
             }
             counters.cpuNs.set(Instant.threadCPUNs())

@@ -165,7 +165,7 @@ struct SendLane: ~Copyable, Sendable {
                 let bytes = try Self.transmit(
                     &sender, .batch, lane: index, encoder.pages.head, result.headBytes, batch.data, result.rawBytes)
                 account(bytes: bytes, since: startNs)
-                count(result)
+                counters.count(result)
             case .updates(let result):
                 try send(result)
             }
@@ -276,20 +276,6 @@ struct SendLane: ~Copyable, Sendable {
     private mutating func account(bytes: Int) {
         sentBytes += UInt64(bytes)
         counters.wireBytes.add(bytes)
-    }
-
-    private func count(_ result: BatchEncoder.Result) {
-        counters.zeroPages.add(result.zeroPages)
-        counters.rawPages.add(result.rawPages)
-        switch result.codec {
-        case .none: break
-        case .lz4:
-            counters.lz4Pages.add(result.squeezedPages)
-            counters.lz4Bytes.add(result.squeezedBytes)
-        case .zstd:
-            counters.zstdPages.add(result.squeezedPages)
-            counters.zstdBytes.add(result.squeezedBytes)
-        }
     }
 
     // MARK: After a lost connection

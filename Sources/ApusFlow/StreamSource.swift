@@ -229,6 +229,12 @@ struct StreamSource: ~Copyable, Sendable {
             }
         }
         guard direct.orders.finishRounds() else { throw FlowFailure("link", "The lanes have stopped.") }
+        guard let rest = direct.orders.rest else { return }
+        // Behind the fence: no lane writes into guest RAM any more when the destination empties these pages.
+        try sendFence()
+        for piece in ResidencePayload.pieces(rest) where !control.send(.init(.residence, epoch: epoch, piece)) {
+            throw FlowFailure("link", "The control connection to the destination is closed.")
+        }
     }
 
     // MARK: Everything else

@@ -6,7 +6,7 @@ public struct ApusPeer: Sendable {
     /// How the agent gets at the VM's memory: `apus migrate --port`.
     public enum Port: String, Sendable, CaseIterable { case auto, stream, direct }
     /// What travels of a page: `apus migrate --mode`.
-    public enum Mode: String, Sendable, CaseIterable { case plain, dsm }
+    public enum Mode: String, Sendable, CaseIterable { case plain, dsm, hybrid, postcopy }
 
     /// The `apus` program.
     public let program: String

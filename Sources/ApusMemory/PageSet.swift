@@ -22,8 +22,7 @@ public struct PageSet: Equatable, Sendable {
         while page < end {
             let bit = page & 63
             let take = min(64 - bit, end - page)
-            let mask = take == 64 ? UInt64.max : ((1 << UInt64(take)) - 1) << UInt64(bit)
-            words[page >> 6] |= mask
+            words[page >> 6] |= Self.mask(bit: bit, count: take)
             page += take
         }
     }
@@ -33,12 +32,41 @@ public struct PageSet: Equatable, Sendable {
         for page in Int(first)..<Int(first) + count { words[page >> 6] &= ~(1 << UInt64(page & 63)) }
     }
 
+    private func wordMask(_ index: Int) -> UInt64 {
+        Self.mask(bit: 0, count: min(64, Int(pageCount) - index * 64))
+    }
+
+    /// Bits of one word; `bit + count` is at most 64.
+    static func mask(bit: Int, count: Int) -> UInt64 {
+        count == 64 ? .max : ((1 << UInt64(count)) - 1) << UInt64(bit)
+    }
+
+    /// The first run of members at or behind `start` and before `end`, within one stripe of 64 pages.
+    public func nextStripeRun(from start: PageNumber, to end: PageNumber) -> (first: PageNumber, count: Int)? {
+        var page = Int(start)
+        let end = min(Int(end), Int(pageCount))
+        while page < end {
+            let word = words[page >> 6] >> UInt64(page & 63)
+            if word == 0 {
+                page = (page | 63) + 1
+                continue
+            }
+            let first = page + word.trailingZeroBitCount
+            guard first < end else { return nil }
+            let members = (~(words[first >> 6] >> UInt64(first & 63))).trailingZeroBitCount
+            return (PageNumber(first), min(members, 64 - first & 63, end - first))
+        }
+        return nil
+    }
+
     public var count: Int { words.reduce(0) { $0 + $1.nonzeroBitCount } }
 
-    var wordCount: Int { words.count }
-    subscript(word index: Int) -> UInt64 {
+    /// Words of 64 pages each, the lowest page as the lowest bit.
+    public var wordCount: Int { words.count }
+    /// Bits behind the last page are never set.
+    public subscript(word index: Int) -> UInt64 {
         get { words[index] }
-        set { words[index] = newValue }
+        set { words[index] = newValue & wordMask(index) }
     }
 
     /// Calls `body` for each run of consecutive members, ascending; a run ends at the latest where a stripe of 64 pages

@@ -91,8 +91,12 @@ internal import Glibc
     }
 
     /// Gives all pages back: the block reads as zero. Only for a guest that does not run.
-    public func punch() throws(SystemError) {
-        _ = try retrying("fallocate") { Int(capus_punch(descriptor.number, off_t(fileOffset), off_t(byteCount))) }
+    public func punch() throws(SystemError) { try punch(at: 0, byteCount: byteCount) }
+
+    /// Gives the pages of a range back.
+    public func punch(at offset: UInt64, byteCount count: UInt64) throws(SystemError) {
+        check(offset, Int(count))
+        _ = try retrying("fallocate") { Int(capus_punch(descriptor.number, off_t(fileOffset + offset), off_t(count))) }
     }
 
     /// Copies guest RAM out into `buffer` at `bufferOffset`.

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -57,6 +58,72 @@ int capus_fault_protect(int fd, uint64_t start, uint64_t bytes) {
 int capus_fault_unregister(int fd, uint64_t start, uint64_t bytes) {
     struct uffdio_range range = {start, bytes};
     return request(fd, UFFDIO_UNREGISTER, &range);
+}
+
+int capus_fault_begin_filling(int fd) {
+    struct uffdio_api api = {.api = UFFD_API};
+    return request(fd, UFFDIO_API, &api);
+}
+int capus_fault_register_missing(int fd, uint64_t start, uint64_t bytes) {
+    struct uffdio_register range = {.range = {start, bytes}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+    return request(fd, UFFDIO_REGISTER, &range);
+}
+int capus_fault_wake(int fd, uint64_t start, uint64_t bytes) {
+    struct uffdio_range range = {start, bytes};
+    return request(fd, UFFDIO_WAKE, &range);
+}
+
+// One call: 0 or errno, and how many bytes were filled all the same.
+static int fill(int fd, uint64_t to, const char *from, uint64_t bytes, int64_t *filled) {
+    if (from) {
+        struct uffdio_copy copy = {.dst = to, .src = (uintptr_t)from, .len = bytes};
+        int error = request(fd, UFFDIO_COPY, &copy);
+        *filled = copy.copy;
+        return error;
+    }
+    struct uffdio_zeropage zero = {.range = {to, bytes}};
+    int error = request(fd, UFFDIO_ZEROPAGE, &zero);
+    *filled = zero.zeropage;
+    return error;
+}
+
+int capus_fault_fill(int fd, uint64_t to, const void *from, uint64_t bytes) {
+    const uint64_t page = 4096;
+    int turns = 0;
+    for (uint64_t at = 0; at < bytes;) {
+        int64_t filled = 0;
+        int error = fill(fd, to + at, from ? (const char *)from + at : NULL, bytes - at, &filled);
+        if (!error) return 0;
+        if (filled > 0) {
+            at += (uint64_t)filled;
+        } else if (error == EEXIST) {
+            // Who waits for it may have been asleep since before it came.
+            capus_fault_wake(fd, to + at, page);
+            at += page;
+        } else if (error != EAGAIN || ++turns == 10000) {
+            // EAGAIN: the process is changing its mappings this very moment.
+            return error;
+        }
+    }
+    return 0;
+}
+
+int64_t capus_fault_next(int fd, uint64_t *pages, size_t pages_max) {
+    struct uffd_msg messages[32];
+    if (pages_max > sizeof messages / sizeof *messages) pages_max = sizeof messages / sizeof *messages;
+    ssize_t bytes = read(fd, messages, pages_max * sizeof *messages);
+    if (bytes < 0) return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+    size_t count = 0;
+    for (size_t i = 0; i < (size_t)bytes / sizeof *messages; i++)
+        if (messages[i].event == UFFD_EVENT_PAGEFAULT) pages[count++] = messages[i].arg.pagefault.address & ~4095ull;
+    return (int64_t)count;
+}
+int capus_fault_wait(int fd, int ms) {
+    struct pollfd wanted = {.fd = fd, .events = POLLIN};
+    int found = poll(&wanted, 1, ms);
+    if (found < 0) return errno == EINTR ? 0 : -errno;
+    // POLLERR: its process has gone.
+    return found == 0 ? 0 : wanted.revents & POLLIN ? 1 : -ESRCH;
 }
 
 int64_t capus_pagemap_scan(int fd, enum capus_scan_kind kind, int protect, uint64_t *start, uint64_t end,

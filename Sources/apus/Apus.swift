@@ -44,7 +44,7 @@ enum ExitStatus: Int32 {
         case .aborted: self = .aborted
         case .inDoubt: self = .inDoubt
         // Not over: only a lost connection makes us stop here.
-        case .preparing, .transferring, .switching, .committing: self = .unreachable
+        case .preparing, .transferring, .switching, .committing, .pulling: self = .unreachable
         }
     }
 

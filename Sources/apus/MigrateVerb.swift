@@ -20,7 +20,10 @@ struct MigrateVerb: AsyncParsableCommand {
     var timeout: Double?
     @Option(help: "How memory is reached: auto, direct (the agents own guest RAM), stream (QEMU's migration stream).")
     var port = MemoryPort.auto
-    @Option(help: "What travels of a page that is sent again: plain (all of it), dsm (the lines that changed).")
+    @Option(
+        help: ArgumentHelp(
+            "plain, dsm: memory moves before the guest; pages sent again travel whole, or as the lines that changed. "
+                + "hybrid, postcopy: the guest moves when nothing more is gained, or at once; the rest is fetched."))
     var mode: MigrationMode?
     @Flag(help: "Compare all memory by digest before the switch, send again what differs. The pause gets longer.")
     var verify = false

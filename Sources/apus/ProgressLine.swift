@@ -21,6 +21,7 @@ struct ProgressLine {
         case .preparing: return ["preparing"]
         case .committing: return ["\(percent) %", "handing over"]
         case .inDoubt: return ["in doubt: waiting for the destination"]
+        case .pulling: return ["fetching", "\(Units.bytes(progress.memoryRemainingBytes)) left"]
         case .completed, .failed, .aborted: return [job.phase.rawValue]
         case .transferring, .switching: break
         }

@@ -25,7 +25,7 @@ extension Text {
         case .inDoubt:
             return "\(job.vm) is in doubt.\(why) It was handed over to \(job.peer), which has not said that it runs.\n"
                 + "Look there (`apus vm list`), then decide: `apus job resolve \(job.id) --commit` if it is there, --revert if not."
-        case .preparing, .transferring, .switching, .committing: return "\(job.vm): \(job.phase.rawValue)."
+        case .preparing, .transferring, .switching, .committing, .pulling: return "\(job.vm): \(job.phase.rawValue)."
         }
     }
 
@@ -60,6 +60,23 @@ extension Text {
                     "sent again",
                     "\(Units.decimals(perPage, 1)) lines of \(lines.lineBytes) bytes a page, "
                         + "\(Units.decimals(lines.ratio * 100, 1)) % of the pages; hashes \(Units.bytes(lines.tableBytes))"
+                ))
+        }
+        if let pull = summary.pull {
+            let whole = pull.wholeMs.map { ", whole after \(Units.duration($0))" } ?? ""
+            rows.append(
+                (
+                    "fetched",
+                    "\(Units.count(pull.missingPages)) pages: \(Units.count(pull.faultedPages)) on demand, "
+                        + "\(Units.count(pull.pushedPages)) pushed\(whole)"
+                ))
+            rows.append(
+                (
+                    "faults",
+                    "\(Units.count(pull.faults)), half of them within \(Units.milliseconds(pull.faultP50Us / 1000)), "
+                        + "99 % within \(Units.milliseconds(pull.faultP99Us / 1000)), "
+                        + "longest \(Units.milliseconds(pull.faultMaxUs / 1000)); "
+                        + "\(Units.milliseconds(pull.stallMs)) of waiting in all"
                 ))
         }
         if let verified = summary.verifiedPages {

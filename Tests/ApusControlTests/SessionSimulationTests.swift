@@ -1,4 +1,5 @@
 import ApusControl
+import ApusMemory
 import Foundation
 import Testing
 
@@ -10,7 +11,8 @@ import Testing
     static func world(_ seed: UInt64, sabotage: Sabotage = .none, tracing: Bool = false) -> (World, Violation?) {
         var dice = Seed(state: seed ^ 0x5eed)
         var world = World(
-            seed: seed, guestRunning: !dice.chance(15), resumes: !dice.chance(20), sabotage: sabotage, tracing: tracing)
+            seed: seed, guestRunning: !dice.chance(15), resumes: !dice.chance(20), pulls: dice.chance(50),
+            sabotage: sabotage, tracing: tracing)
         world.collectsMarks = true
         do {
             try world.wander(steps: 60 + dice.below(140), faults: dice.below(6))
@@ -49,6 +51,7 @@ import Testing
             "connecting", "opening", "transferring", "switching", "orphaned", "releasing", "deciding", "undecidable",
             "committed", "aborting", "recovering", "completed", "kept", "lost", "preparing", "receiving", "inDoubt",
             "starting", "discarded", "reconnecting", "cutOff", "resumed",
+            "serving", "pulling", "served", "whole",
         ]
         #expect(wanted.subtracting(marks).isEmpty, "never visited: \(wanted.subtracting(marks))")
     }
@@ -79,24 +82,33 @@ import Testing
     static let steps = 90
     static let orders: [[Move]] = [
         Move.allCases,
-        [.agentB, .deliverToA, .deliverToB, .destination, .source, .agentA, .gate, .retryA, .retryB],
-        [.source, .destination, .deliverToB, .agentA, .gate, .agentB, .deliverToA, .retryB, .retryA],
-        [.agentA, .source, .agentB, .destination, .gate, .deliverToA, .deliverToB, .retryB, .retryA],
+        [.agentB, .deliverToA, .deliverToB, .destination, .source, .agentA, .gate, .push, .retryA, .retryB],
+        [.source, .destination, .deliverToB, .agentA, .gate, .agentB, .deliverToA, .push, .retryB, .retryA],
+        [.agentA, .source, .agentB, .destination, .gate, .deliverToA, .deliverToB, .push, .retryB, .retryA],
     ]
 
     static func run(
-        _ order: [Move], _ faults: [(step: Int, fault: Fault)], repair: Int, guestRunning: Bool
+        _ order: [Move], _ faults: [(step: Int, fault: Fault)], repair: Int, guestRunning: Bool, pulls: Bool = false
     ) throws -> World {
-        var world = World(seed: 7, guestRunning: guestRunning)
+        var world = World(seed: 7, guestRunning: guestRunning, pulls: pulls)
         do {
             try world.march(order: order, faults: faults, repair: repair, steps: steps)
         } catch let violation as Violation {
-            var again = World(seed: 7, guestRunning: guestRunning, tracing: true)
+            var again = World(seed: 7, guestRunning: guestRunning, pulls: pulls, tracing: true)
             try? again.march(order: order, faults: faults, repair: repair, steps: steps)
             let story = (again.trace ?? []).joined(separator: "\n")
             throw Violation(text: "\(faults) repaired after \(repair): \(violation.text)\n\(story)")
         }
         return world
+    }
+
+    @Test func theHappyPathCompletesWithPagesThatFollow() throws {
+        for order in Self.orders {
+            let world = try Self.run(order, [], repair: 0, guestRunning: true, pulls: true)
+            #expect(world.aRecord?.stage == .completed)
+            #expect(world.source == .ended && world.destination == .running)
+            #expect(world.pull.residence.isWhole && !world.pull.isPagerInside)
+        }
     }
 
     @Test(arguments: [true, false]) func theHappyPathCompletes(guestRunning: Bool) throws {
@@ -139,12 +151,12 @@ import Testing
 
     @Test func everySingleFaultAtEveryStep() throws {
         for order in Self.orders {
-            for guestRunning in [true, false] {
+            for (guestRunning, pulls) in [(true, false), (true, true), (false, false)] {
                 for fault in Fault.allCases {
                     for step in 0..<Self.steps {
                         for repair in fault.breaksSomething ? [0, 4, 1_000] : [0] {
                             _ = try Self.run(
-                                order, [(step, fault)], repair: repair, guestRunning: guestRunning)
+                                order, [(step, fault)], repair: repair, guestRunning: guestRunning, pulls: pulls)
                         }
                     }
                 }
@@ -159,8 +171,11 @@ import Testing
             for second in kinds {
                 for step in 0..<60 {
                     for later in step..<min(step + 16, 66) {
-                        _ = try Self.run(
-                            Self.orders[0], [(step, first), (later, second)], repair: 9, guestRunning: true)
+                        for pulls in [false, true] {
+                            _ = try Self.run(
+                                Self.orders[0], [(step, first), (later, second)], repair: 9, guestRunning: true,
+                                pulls: pulls)
+                        }
                     }
                 }
             }

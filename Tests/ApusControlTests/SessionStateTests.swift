@@ -261,9 +261,11 @@ private let toStarting = toInDoubt + [.received(.commit)]
     static let all: [SessionMessage] = [
         .open(offer), .ready(TransferTerms(direct: false, reason: "no room")), .refused(problem),
         .prepared(PreparedReport(installed: ["pc.ram": "mapped"])), .commit,
-        .abort(problem), .running(ResumeReport(resumeMs: 2.5, resumedAtUs: 99)), .verdictQuery,
+        .abort(problem),
+        .running(ResumeReport(resumeMs: 2.5, resumedAtUs: 99, pullToken: "1.2", pull: .init())), .verdictQuery,
         .heartbeat(HeartbeatReport(pages: 7)), .failed(.init(problem: problem, copy: .held)), .aborted, .resume,
         .resumed(ResumePoint(framesApplied: [7, 9], streamBytes: 3, layoutKnown: true)), .cutOff,
+        .sourceLost(problem),
     ]
 
     @Test func everyKindTravels() throws {

@@ -12,6 +12,7 @@
 
 import ApusControl
 import ApusFlow
+import ApusMemory
 
 /// SplitMix64.
 struct Seed: RandomNumberGenerator {
@@ -41,6 +42,7 @@ enum Sabotage: CaseIterable {
     case destinationRunsWhenPrepared, destinationForgetsPrepared, destinationDiscardsOnLostLink
     case sourceForgetsRecord, commitSentBeforeRecord, shutBeforeRecord, handedOverIsResumed, undecidableCommits
     case lostFramesStayLost, destinationOverstates, flowGoesOnUnheld
+    case sourceEndsBeforeWhole, destinationCompletesBeforeWhole, pagerLeavesBeforeWhole
 }
 
 enum SourceQemuModel: Equatable {
@@ -88,6 +90,8 @@ struct World {
         case frame(UInt64)
         /// Device state, behind all frames up to this one.
         case streamEnd(version: Int, frames: UInt64)
+        /// A page that was missing.
+        case page(PageNumber)
     }
     var linkAllowed = true
     var linkUp = false
@@ -96,6 +100,7 @@ struct World {
     var toB: [Parcel] = []
     var toA: [SessionMessage] = []
     var flow = FlowModel()
+    var pull: PullModel
     // Armed one-shot faults.
     var armed: Set<Fault> = []
     // What the checker remembers.
@@ -120,12 +125,13 @@ struct World {
     var collectsMarks = false
 
     init(
-        seed: UInt64, guestRunning: Bool = true, resumes: Bool = true, sabotage: Sabotage = .none,
+        seed: UInt64, guestRunning: Bool = true, resumes: Bool = true, pulls: Bool = false, sabotage: Sabotage = .none,
         tracing: Bool = false
     ) {
         self.seed = Seed(state: seed)
         self.sabotage = sabotage
         guestRuns = guestRunning
+        pull = PullModel(isWanted: pulls && guestRunning)
         offer = MigrationOffer(
             vm: "vm", definition: "{}", ramBytes: 1 << 29, qemuVersion: "7.2.22", guestRunning: guestRunning,
             reconnectS: resumes ? 30 : nil)
@@ -149,7 +155,7 @@ struct World {
 // MARK: - Moves
 
 enum Move: Int, CaseIterable {
-    case agentA, agentB, deliverToB, deliverToA, source, destination, retryA, retryB, gate
+    case agentA, agentB, deliverToB, deliverToA, source, destination, retryA, retryB, gate, push
 }
 
 extension World {
@@ -164,6 +170,7 @@ extension World {
         case .retryA: aAlive && a?.wantsRetry == true && !aInbox.contains(.retryDue)
         case .retryB: bAlive && b?.wantsRetry == true && !bInbox.contains(.retryDue)
         case .gate: aAlive && a?.state == .transferring && !limitRaised && aInbox.isEmpty && aTodo.isEmpty
+        case .push: aAlive && linkUp && pull.service == connection && !pull.toSend.isEmpty
         }
     }
 
@@ -183,6 +190,7 @@ extension World {
         case .retryA: tellA(.retryDue)
         case .retryB: tellB(.retryDue)
         case .gate: tellA(.gateOpened)
+        case .push: sendPage()
         }
         try check()
     }
@@ -193,6 +201,7 @@ extension World {
     mutating func deliverToB() throws {
         switch toB.removeFirst() {
         case .frame(let number): try flow.apply(number)
+        case .page(let page): try installPage(page)
         case .streamEnd(let version, let frames):
             guard destination == .incoming else { return }
             if flow.applied != frames {
@@ -200,6 +209,7 @@ extension World {
             }
             flow.isStreamWritten = true
             destination = .loading(version)
+            flip()
         case .message(let message):
             if b == nil, case .open = message { b = DestinationSession(job: World.job) }
             if b != nil {
@@ -255,7 +265,7 @@ extension World {
             tellB(.localFailed(.init("load-failed", "QEMU refused its stream.")))
         } else {
             destination = .loaded(version)
-            tellB(.loaded(PreparedReport()))
+            tellB(.loaded(PreparedReport(missingPages: pull.isPagerInside ? 1 : nil)))
         }
         if trace != nil { log("  destination QEMU \(destination)") }
     }
@@ -287,8 +297,10 @@ extension World {
         case .handedOverIsResumed:
             if event == .qemuObserved(.handedOver), actions.isEmpty == false { actions = [.resumeGuest] + actions }
         case .none, .destinationRunsWhenPrepared, .destinationForgetsPrepared, .destinationDiscardsOnLostLink,
-            .sourceForgetsRecord, .undecidableCommits, .lostFramesStayLost, .destinationOverstates, .flowGoesOnUnheld:
+            .sourceForgetsRecord, .undecidableCommits, .lostFramesStayLost, .destinationOverstates, .flowGoesOnUnheld,
+            .destinationCompletesBeforeWhole, .pagerLeavesBeforeWhole:
             break
+        case .sourceEndsBeforeWhole: if session.state == .serving, event != .retryDue { actions.append(.endQemu) }
         }
         aTodo = actions
     }
@@ -306,7 +318,7 @@ extension World {
             }
             if aEverCommitted {
                 switch row.stage {
-                case .committed, .completed, .lost(_, wasCommitted: true): break
+                case .committed, .serving, .completed, .lost(_, wasCommitted: true): break
                 case .started, .releasing, .aborted, .kept, .lost: throw Violation(text: "commit taken back: \(row)")
                 }
             }
@@ -319,6 +331,9 @@ extension World {
         case .startTransfer:
             if source == .idle { source = .active }
             flow.connection = connection
+            pull.isHeldByA = true
+        case .serve: serve()
+        case .holdService: pull.service = 0
         case .holdTransfer: holdTransfer()
         case .resumeTransfer(let point): resumeTransfer(point)
         case .raiseDowntimeLimit: limitRaised = true
@@ -332,7 +347,9 @@ extension World {
             if source == .active || source == .waiting || (source == .answered && seed.chance(50)) { source = .failing }
         case .observeQemu: tellA(.qemuObserved(observedSource))
         case .resumeGuest: try resumeSource()
-        case .endQemu: if source != .killed, source != .ended { endSource() }
+        case .endQemu:
+            if !pull.residence.isWhole { throw Violation(text: "the source ends with pages that only it has") }
+            if source != .killed, source != .ended { endSource() }
         case .note, .finish: break
         }
     }
@@ -400,7 +417,8 @@ extension World {
         case .destinationDiscardsOnLostLink:
             if event == .connectionLost { actions.append(.discardQemu) }
         case .none, .sourceForgetsRecord, .commitSentBeforeRecord, .shutBeforeRecord, .handedOverIsResumed,
-            .undecidableCommits, .lostFramesStayLost, .destinationOverstates, .flowGoesOnUnheld:
+            .undecidableCommits, .lostFramesStayLost, .destinationOverstates, .flowGoesOnUnheld, .sourceEndsBeforeWhole,
+            .destinationCompletesBeforeWhole, .pagerLeavesBeforeWhole:
             break
         }
         bTodo = actions
@@ -422,8 +440,11 @@ extension World {
                 return tellB(.localFailed(.init("machine-type-missing", "No such machine type.")))
             }
             destination = .incoming
-            tellB(.qemuReady(TransferTerms(resumes: offer.reconnectS == nil ? nil : true)))
+            tellB(
+                .qemuReady(
+                    TransferTerms(resumes: offer.reconnectS == nil ? nil : true, pulls: pull.isWanted ? true : nil)))
         case .connect: connect(fromA: false)
+        case .resumePull: resumePull()
         case .resumeTransfer: if linkUp { toA.append(.resumed(resumePoint)) }
         case .send(let message): if linkUp { toA.append(message) }
         case .startGuest(let paused): try startDestination(paused: paused)
@@ -446,8 +467,8 @@ extension World {
             }
             if paused == offer.guestRunning { throw Violation(text: "started paused \(paused), against its operator") }
             if !paused { destination = .running }
-            tellB(.guestRunning(ResumeReport(isPaused: paused)))
-        case .running: tellB(.guestRunning(ResumeReport()))
+            tellB(.guestRunning(withPull(ResumeReport(isPaused: paused))))
+        case .running: tellB(.guestRunning(withPull(ResumeReport())))
         case .none, .incoming, .loading, .gone, .killed: break
         }
     }
@@ -468,7 +489,7 @@ extension World {
                 if !bHeardAbort, !operatorDecided {
                     throw Violation(text: "a prepared destination is discarded without a verdict")
                 }
-            case .committed, .completed: throw Violation(text: "a committed destination is discarded")
+            case .committed, .pulling, .completed: throw Violation(text: "a committed destination is discarded")
             case nil, .incoming, .discarded, .lost: break
             }
         }
@@ -520,6 +541,8 @@ extension World {
         aAlive = false
         a = nil
         aHeardLoss = false
+        pull.isHeldByA = false
+        pull.service = 0
         aInbox = []
         aTodo = []
         dropLink()
@@ -531,6 +554,7 @@ extension World {
         guard bAlive else { return }
         bAlive = false
         b = nil
+        pull.isWatchedByB = false
         bInbox = []
         bTodo = []
         dropLink()
@@ -576,7 +600,7 @@ extension World {
         guard let row = aRecord else { return }
         a = SourceSession(restoring: row)
         switch row.stage {
-        case .started, .releasing, .committed, .aborted: aInbox = [.restarted]
+        case .started, .releasing, .committed, .serving, .aborted: aInbox = [.restarted]
         case .completed, .kept, .lost: aInbox = []
         }
     }
@@ -588,7 +612,7 @@ extension World {
         guard let row = bRecord else { return }
         b = DestinationSession(restoring: row)
         switch row.stage {
-        case .incoming, .prepared, .committed: bInbox = [.restarted]
+        case .incoming, .prepared, .committed, .pulling: bInbox = [.restarted]
         case .completed, .discarded, .lost: bInbox = []
         }
     }

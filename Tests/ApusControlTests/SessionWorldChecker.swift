@@ -10,6 +10,7 @@ extension World {
         if aEverCommitted, source == .idle {
             throw Violation(text: "the source took the VM back after the commit point")
         }
+        try checkPull()
     }
 
     /// People never see a job go back.
@@ -21,7 +22,8 @@ extension World {
             case .transferring: 2
             case .switching: 3
             case .committing, .inDoubt: 4
-            case .completed, .failed, .aborted: 5
+            case .pulling: 5
+            case .completed, .failed, .aborted: 6
             }
         }
         if rank(phase) < rank(seen) { throw Violation(text: "phase \(phase) after \(seen)") }
@@ -40,7 +42,9 @@ extension World {
         if hostAGone || hostBGone { return try checkEndAlone(destinationHolds) }
 
         if let a, !a.phase.isFinal { throw Violation(text: "the source is stuck in \(a.state.name)") }
-        if let b, !b.phase.isFinal { throw Violation(text: "the destination is stuck in \(b.state.name)") }
+        if let b, !b.phase.isFinal, !(b.phase == .pulling && pagesAreGone) {
+            throw Violation(text: "the destination is stuck in \(b.state.name)")
+        }
         switch finalStage {
         case .completed:
             guard case .completed = b?.state else { throw Violation(text: "completed, but not at the destination") }
@@ -55,12 +59,15 @@ extension World {
                 throw Violation(text: "kept, and the guest does not run")
             }
         case .lost(_, wasCommitted: true):
-            guard destinationKilled, !destinationHolds else { throw Violation(text: "called lost, and it is not") }
+            guard (destinationKilled && !destinationHolds) || pagesAreGone else {
+                throw Violation(text: "called lost, and it is not")
+            }
         case .lost(_, wasCommitted: false):
             guard sourceKilled, !destinationHolds else { throw Violation(text: "called lost, and it is not") }
         case nil:
             if destinationHolds { throw Violation(text: "no migration, and a destination is left over") }
-        case .started, .releasing, .committed, .aborted: throw Violation(text: "the source's record is not final")
+        case .started, .releasing, .committed, .serving, .aborted:
+            throw Violation(text: "the source's record is not final")
         }
         if !sourceKilled, !destinationKilled, sourceHolds == destinationHolds {
             throw Violation(text: "nobody was killed; source holds \(sourceHolds), destination \(destinationHolds)")
@@ -81,7 +88,7 @@ extension World {
         case .lost(let failure, let wasCommitted): .lost(failure, wasCommitted: wasCommitted)
         case nil, .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing,
             .deciding,
-            .undecidable, .committed, .aborting, .recovering:
+            .undecidable, .committed, .serving, .aborting, .recovering:
             aRecord?.stage
         }
     }
@@ -89,7 +96,9 @@ extension World {
     /// One host never comes back.
     private func checkEndAlone(_ destinationHolds: Bool) throws {
         if hostAGone, !hostBGone {
-            if let b, !b.phase.isFinal { throw Violation(text: "the destination is stuck in \(b.state.name)") }
+            if let b, !b.phase.isFinal, !(b.phase == .pulling && pagesAreGone) {
+                throw Violation(text: "the destination is stuck in \(b.state.name)")
+            }
             if aEverCommitted, !destinationKilled, !destinationHolds {
                 throw Violation(text: "the source's host died after the commit point and took the VM along")
             }

@@ -25,7 +25,7 @@ extension World {
                     switch move {
                     case .retryA, .retryB:
                         try perform(move)
-                    case .agentA, .agentB, .deliverToB, .deliverToA, .source, .destination, .gate:
+                    case .agentA, .agentB, .deliverToB, .deliverToA, .source, .destination, .gate, .push:
                         isIdle = false
                         try perform(move)
                     }
@@ -41,7 +41,7 @@ extension World {
             let bRests = !bAlive || b?.phase.isFinal != false
             if isIdle, aRests, bRests { break }
             // Nobody is left to answer the other.
-            if hostBGone, a?.state == .committed(linked: false), round > 5 { break }
+            if hostBGone, a?.state == .committed(linked: false) || a?.state == .serving, round > 5 { break }
         }
         if trace != nil {
             log("-- end: A \(aRecord?.stage as Any), B \(bRecord?.stage as Any)")

@@ -20,6 +20,8 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public var insecure: Bool = false
         /// How long a lost connection is tried to be restored while the guest runs, in seconds; 0: never.
         public var reconnectS: Double = 30
+        /// After how many seconds without its source an operator is told which pages of a VM are still missing.
+        public var sourceLossS: Double = 60
         public init() {}
     }
 

@@ -72,6 +72,7 @@ extension AgentConfig.Link {
         try reader.take("lanes", into: &lanes)
         try reader.take("insecure", into: &insecure)
         try reader.take("reconnectS", into: &reconnectS)
+        try reader.take("sourceLossS", into: &sourceLossS)
         try reader.finish()
     }
 }
@@ -92,6 +93,9 @@ extension AgentConfig {
             throw Problem(
                 "config-invalid",
                 "link.reconnectS is \(link.reconnectS); it can be 0 (never) to \(Int(SessionLimits.reconnectSMax)) s.")
+        }
+        guard link.sourceLossS >= 1 else {
+            throw Problem("config-invalid", "link.sourceLossS is \(link.sourceLossS); it must be at least 1 s.")
         }
         for (name, path) in [
             ("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory),

@@ -6,7 +6,7 @@ import ApusSystem
 /// What an agent must know to own a VM's RAM from outside (the direct port).
 struct DirectAccess: Sendable, Equatable {
     /// One RAM block that QEMU leaves out of its stream with `x-ignore-shared`.
-    struct Block: Sendable, Equatable {
+    struct Block: Sendable, Equatable, Codable {
         var name: String
         var byteCount: UInt64
         /// In QEMU's address space.

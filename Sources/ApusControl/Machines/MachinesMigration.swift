@@ -67,6 +67,15 @@ extension Machines {
         }
     }
 
+    /// The VM runs here, but its job is not done with it.
+    func markArriving(_ machine: Machine, note: String) async throws(Problem) {
+        guard isCurrent(machine) else { return }
+        try await change(machine.name) { record in
+            record.phase = .resident
+            record.note = note
+        }
+    }
+
     // MARK: By name and job, for sessions whose QEMU may be gone
 
     /// What there is of a VM that a job was moving.

@@ -1,6 +1,8 @@
 //  The words of the destination session: what happens to it, what it asks of the runtime, what it writes down.
 //  The loop is that of the source session.
 
+public import ApusFlow
+
 /// What happens to a destination session.
 public enum DestinationEvent: Sendable, Equatable {
     /// First event of a session restored from a record that is not final.
@@ -29,6 +31,10 @@ public enum DestinationEvent: Sendable, Equatable {
     case peerSilent
     /// The source did not come back within the time that it had announced.
     case reconnectTimedOut
+    /// Nothing is missing any more, and QEMU is as if nothing had ever been.
+    case becameWhole(PullCounts)
+    /// Pulling: the source has not been heard of for so long that an operator should know.
+    case sourceSilent(SessionProblem)
     /// See `wantsRetry`.
     case retryDue
     /// The operator's verdict, the source's host being gone for good and fenced.
@@ -52,6 +58,9 @@ public enum DestinationAction: Sendable, Equatable {
     case resumeTransfer
     /// query-status, then `cont` unless it runs; with `paused` no `cont`. `guestRunning` or `guestStartFailed` follows.
     case startGuest(paused: Bool)
+    /// After a restart: answer for the missing pages of the QEMU that is still there. `becameWhole` follows at once when
+    /// there are none.
+    case resumePull
     /// Ask QEMU where it stands; `qemuObserved` follows.
     case observeQemu
     /// Kill QEMU and remove its files; done when the process is gone. Harmless when it is.
@@ -68,6 +77,8 @@ public enum DestinationStage: Codable, Sendable, Equatable {
     case incoming
     case prepared
     case committed
+    /// The guest runs, and pages are missing.
+    case pulling(ResumeReport)
     case completed(ResumeReport)
     case discarded(SessionFailure)
     case lost(mayHaveRun: Bool)
@@ -79,7 +90,8 @@ extension DestinationSession.State {
         switch self {
         case .discarded(let failure): failure.problem
         case .lost: .destinationDied
-        case .idle, .preparing, .receiving, .cutOff, .inDoubt, .deciding, .starting, .recovering, .completed: nil
+        case .idle, .preparing, .receiving, .cutOff, .inDoubt, .deciding, .starting, .pulling, .recovering, .completed:
+            nil
         }
     }
 
@@ -93,6 +105,7 @@ extension DestinationSession.State {
         case .inDoubt: "inDoubt"
         case .deciding: "deciding"
         case .starting: "starting"
+        case .pulling: "pulling"
         case .recovering: "recovering"
         case .completed: "completed"
         case .discarded: "discarded"

@@ -22,6 +22,7 @@ extension DestinationSession {
             return [.resumeTransfer]
         case .received(.abort(let problem)): return discardAsTold(problem)
         case .loaded(let report):
+            pulls = report.missingPages != nil
             // Whether linked or not: the first `retryDue` tells.
             state = .inDoubt(linked: false)
             return [.record(record(.prepared)), .send(.prepared(report))]
@@ -31,11 +32,11 @@ extension DestinationSession {
         case .userAborted: return discard(.userAborted)
         case .retryDue: return [.connect, .send(.cutOff)]
         case .connected: return [.send(.cutOff)]
-        case .connectionLost, .peerSilent, .received(.heartbeat): return []
+        case .connectionLost, .peerSilent, .becameWhole, .sourceSilent, .received(.heartbeat): return []
         case .resolve: return [.note(.nothingToResolve)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.commit),
             .received(.running), .received(.verdictQuery), .received(.failed), .received(.aborted),
-            .received(.resumed), .received(.cutOff):
+            .received(.resumed), .received(.cutOff), .received(.sourceLost):
             guard case .received(let message) = event else { return [] }
             return discard(.peerBrokeProtocol(message: message.kind, state: state.name))
         case .restarted, .qemuReady, .guestRunning, .guestStartFailed, .qemuObserved, .recordFailed: illegal(event)

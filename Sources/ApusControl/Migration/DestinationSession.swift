@@ -7,6 +7,7 @@
 //                                    v                               |   |     an answer comes
 //                              [discarded] <--- abort (or operator) -+   +-- QEMU killed --> [lost] <-- QEMU killed
 //
+//     pulling: see DestinationSession+Committed.swift.
 //     cutOff: see DestinationSession+Reconnect.swift.
 //     deciding: the verdict is commit, the database refused [committed]; again at every retry.
 //     recovering: after a restart, QEMU is asked.
@@ -43,6 +44,8 @@ public struct DestinationSession: Sendable {
         case deciding
         /// Committed; the guest is being started.
         case starting
+        /// The guest runs, and fetches pages that stayed at the source.
+        case pulling(ResumeReport)
         case recovering(DestinationStage)
         case completed(ResumeReport)
         case discarded(SessionFailure)
@@ -56,6 +59,8 @@ public struct DestinationSession: Sendable {
     public internal(set) var state: State
     /// Both sides can go on after a lost connection.
     var resumes = false
+    /// Pages may be missing: whoever touches one must be answered by this agent, or the guest stands still.
+    var pulls = false
 
     /// A new session; its first event is the offer.
     public init(job: String) {
@@ -68,8 +73,9 @@ public struct DestinationSession: Sendable {
     public init(restoring record: DestinationRecord) {
         job = record.job
         guestRunning = record.guestRunning
+        pulls = record.pulls ?? false
         switch record.stage {
-        case .incoming, .prepared, .committed: state = .recovering(record.stage)
+        case .incoming, .prepared, .committed, .pulling: state = .recovering(record.stage)
         case .completed(let report): state = .completed(report)
         case .discarded(let failure): state = .discarded(failure)
         case .lost(let mayHaveRun): state = .lost(mayHaveRun: mayHaveRun)
@@ -85,7 +91,7 @@ public struct DestinationSession: Sendable {
         // It asks before its commit point, so nothing can have run.
         case .resume: .failed(.init(problem: .init("job-unknown", "No migration \(job) here."), copy: .neverRan))
         case .open, .ready, .refused, .prepared, .running, .verdictQuery, .heartbeat, .failed, .aborted, .resumed,
-            .cutOff:
+            .cutOff, .sourceLost:
             nil
         }
     }
@@ -95,6 +101,7 @@ public struct DestinationSession: Sendable {
         switch state {
         case .idle, .preparing: .preparing
         case .receiving, .cutOff, .recovering(.incoming): .transferring
+        case .pulling, .recovering(.pulling): .pulling
         case .inDoubt(linked: true), .deciding, .starting, .recovering(.committed): .committing
         case .inDoubt(linked: false), .recovering: .inDoubt
         case .completed: .completed
@@ -106,20 +113,22 @@ public struct DestinationSession: Sendable {
     /// While true the runtime sends `retryDue` about once a second.
     public var wantsRetry: Bool {
         switch state {
-        case .cutOff, .inDoubt, .deciding, .starting, .recovering: true
+        case .cutOff, .inDoubt, .deciding, .starting, .pulling, .recovering: true
         case .idle, .preparing, .receiving, .completed, .discarded, .lost: false
         }
     }
 
     /// Takes one event and says what to do; the contract is that of `SourceSession.handle`.
     public mutating func handle(_ event: DestinationEvent) -> [DestinationAction] {
-        switch state {
+        if case .becameWhole = event { pulls = false }
+        return switch state {
         case .idle: idle(event)
         case .preparing, .receiving: beforePrepared(event)
         case .cutOff: cutOff(event)
         case .inDoubt: inDoubt(event)
         case .deciding: deciding(event)
         case .starting: starting(event)
+        case .pulling(let report): pulling(report, event)
         case .recovering(let stage): recovering(stage, event)
         case .completed, .discarded, .lost: ended(event)
         }
@@ -138,10 +147,12 @@ extension DestinationSession {
             return [.record(record(.incoming)), .prepareQemu(offer)]
         case .received(.ready), .received(.refused), .received(.prepared), .received(.commit), .received(.abort),
             .received(.running), .received(.verdictQuery), .received(.heartbeat), .received(.failed),
-            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff), .restarted, .connected,
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.sourceLost), .received(.cutOff),
+            .restarted, .connected,
             .connectionLost,
             .qemuReady, .localFailed, .loaded, .qemuDied, .guestRunning, .guestStartFailed, .qemuObserved,
-            .recordFailed, .userAborted, .peerSilent, .retryDue, .reconnectTimedOut, .resolve:
+            .recordFailed, .userAborted, .peerSilent, .retryDue, .reconnectTimedOut, .becameWhole, .sourceSilent,
+            .resolve:
             illegal(event)
         }
     }
@@ -155,6 +166,7 @@ extension DestinationSession {
             return [.send(.ready(terms))]
         case .loaded(let report):
             guard state == .receiving else { illegal(event) }
+            pulls = report.missingPages != nil
             state = .inDoubt(linked: true)
             return [.record(record(.prepared)), .send(.prepared(report))]
         case .received(let message): return beforePrepared(message)
@@ -164,10 +176,11 @@ extension DestinationSession {
         case .peerSilent: return loseConnection(.peerSilent)
         case .userAborted: return discard(.userAborted)
         case .recordFailed(.incoming, let text): return discard(.recordFailed(text))
-        case .retryDue, .reconnectTimedOut: return []
+        case .retryDue, .reconnectTimedOut, .becameWhole, .sourceSilent: return []
         case .resolve: return [.note(.nothingToResolve)]
         case .restarted, .connected, .guestRunning, .guestStartFailed, .qemuObserved, .recordFailed(.prepared, _),
-            .recordFailed(.committed, _), .recordFailed(.completed, _), .recordFailed(.discarded, _),
+            .recordFailed(.committed, _), .recordFailed(.pulling, _), .recordFailed(.completed, _),
+            .recordFailed(.discarded, _),
             .recordFailed(.lost, _):
             illegal(event)
         }
@@ -179,7 +192,7 @@ extension DestinationSession {
         case .abort(let problem): return discardAsTold(problem)
         // A commit of what was never prepared names no VM that exists here.
         case .open, .ready, .refused, .prepared, .commit, .running, .verdictQuery, .failed, .aborted, .resume, .resumed,
-            .cutOff:
+            .cutOff, .sourceLost:
             return discard(.peerBrokeProtocol(message: message.kind, state: state.name))
         }
     }
@@ -231,13 +244,17 @@ extension DestinationSession {
             return [.discardQemu, .record(record(.discarded(.operatorDiscarded))), .send(.aborted), .finish]
         case .userAborted: return [.note(.tooLate)]
         case .qemuObserved(.running): return [.note(.ranByHand)]
-        case .qemuObserved(.paused), .received(.heartbeat), .localFailed, .reconnectTimedOut: return []
+        case .qemuObserved(.paused), .received(.heartbeat), .localFailed, .reconnectTimedOut, .becameWhole,
+            .sourceSilent:
+            return []
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
             .received(.verdictQuery), .received(.failed), .received(.aborted), .received(.resumed),
+            .received(.sourceLost),
             .received(.cutOff):
             return [.note(.ignoredNonsense)]
         case .restarted, .qemuReady, .loaded, .guestRunning, .guestStartFailed, .recordFailed(.incoming, _),
-            .recordFailed(.committed, _), .recordFailed(.completed, _), .recordFailed(.discarded, _),
+            .recordFailed(.committed, _), .recordFailed(.pulling, _), .recordFailed(.completed, _),
+            .recordFailed(.discarded, _),
             .recordFailed(.lost, _):
             illegal(event)
         }
@@ -256,15 +273,17 @@ extension DestinationSession {
         case .qemuDied, .qemuObserved(.dead): return lose(mayHaveRun: false)
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.abort),
             .received(.running), .received(.verdictQuery), .received(.heartbeat), .received(.failed),
-            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff), .connected,
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.sourceLost), .received(.cutOff),
+            .connected,
             .connectionLost, .peerSilent,
-            .reconnectTimedOut, .localFailed, .qemuObserved(.paused), .qemuObserved(.running):
+            .reconnectTimedOut, .becameWhole, .sourceSilent, .localFailed, .qemuObserved(.paused),
+            .qemuObserved(.running):
             return []
         case .restarted, .qemuReady, .loaded, .guestRunning, .guestStartFailed, .recordFailed: illegal(event)
         }
     }
 
-    private mutating func lose(mayHaveRun: Bool) -> [DestinationAction] {
+    mutating func lose(mayHaveRun: Bool) -> [DestinationAction] {
         state = .lost(mayHaveRun: mayHaveRun)
         // What has run here stays on record as this host's VM; of what never ran nothing is left.
         let tidy: [DestinationAction] = mayHaveRun ? [] : [.discardQemu]
@@ -272,81 +291,8 @@ extension DestinationSession {
             + [.connect, .send(lossReport(mayHaveRun)), .finish]
     }
 
-    private func lossReport(_ mayHaveRun: Bool) -> SessionMessage {
+    func lossReport(_ mayHaveRun: Bool) -> SessionMessage {
         .failed(.init(problem: .destinationDied, copy: mayHaveRun ? .mayHaveRun : .neverRan))
-    }
-}
-
-// MARK: - Committed: the VM is ours
-
-extension DestinationSession {
-    private mutating func starting(_ event: DestinationEvent) -> [DestinationAction] {
-        switch event {
-        case .guestRunning(let report): return complete(report)
-        case .qemuObserved(.running): return complete(ResumeReport())
-        case .qemuObserved(.paused), .retryDue: return [.startGuest(paused: !guestRunning)]
-        case .qemuDied, .qemuObserved(.dead): return lose(mayHaveRun: true)
-        case .guestStartFailed(let problem):
-            return [.note(problem), .send(.failed(.init(problem: problem, copy: .held)))]
-        case .recordFailed(.committed, let text):
-            state = .deciding
-            return [.note(SessionFailure.recordFailed(text).problem)]
-        // Only after an operator's verdict can the source say this; it runs, or will run, the guest too.
-        case .received(.abort): return [.note(.abortAfterCommit)]
-        case .received(.commit), .received(.heartbeat): return []
-        case .userAborted, .resolve: return [.note(.tooLate)]
-        case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.failed), .received(.aborted), .received(.resume), .received(.resumed),
-            .received(.cutOff):
-            return [.note(.ignoredNonsense)]
-        case .connected, .connectionLost, .peerSilent, .reconnectTimedOut, .localFailed: return []
-        case .restarted, .qemuReady, .loaded, .recordFailed(.incoming, _), .recordFailed(.prepared, _),
-            .recordFailed(.completed, _), .recordFailed(.discarded, _), .recordFailed(.lost, _):
-            illegal(event)
-        }
-    }
-
-    private mutating func complete(_ report: ResumeReport) -> [DestinationAction] {
-        state = .completed(report)
-        return [.record(record(.completed(report))), .send(.running(report)), .finish]
-    }
-
-    private func ended(_ event: DestinationEvent) -> [DestinationAction] {
-        switch event {
-        case .received(.commit):
-            switch state {
-            case .completed(let report): return [.send(.running(report))]
-            case .lost(let mayHaveRun): return [.send(lossReport(mayHaveRun))]
-            case .discarded: return [.send(.aborted)]
-            case .idle, .preparing, .receiving, .cutOff, .inDoubt, .deciding, .starting, .recovering: illegal(event)
-            }
-        case .received(.resume):
-            // The time had run out, or something else went wrong meanwhile.
-            guard case .discarded(let failure) = state else { return [] }
-            return [.send(.failed(.init(problem: failure.problem, copy: .neverRan)))]
-        case .received(.abort):
-            if case .completed = state { return [.note(.abortAfterCommit)] }
-            return [.send(.aborted)]
-        // The source may not have heard.
-        case .connected:
-            if case .lost(let mayHaveRun) = state { return [.send(lossReport(mayHaveRun))] }
-            return []
-        case .recordFailed(.completed(let report), _): return [.send(.running(report)), .finish]
-        case .recordFailed(.discarded(let failure), _):
-            return [.send(.failed(.init(problem: failure.problem, copy: .neverRan))), .finish]
-        case .recordFailed(.lost(let mayHaveRun), _): return [.connect, .send(lossReport(mayHaveRun)), .finish]
-        case .userAborted, .resolve: return [.note(.tooLate)]
-        case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.heartbeat), .received(.failed), .received(.aborted),
-            .received(.resumed), .received(.cutOff):
-            return []
-        // Trailing reports of a QEMU that this session no longer cares for.
-        case .qemuReady, .localFailed, .loaded, .qemuDied, .guestRunning, .guestStartFailed, .qemuObserved,
-            .connectionLost, .peerSilent, .retryDue, .reconnectTimedOut:
-            return []
-        case .restarted, .recordFailed(.incoming, _), .recordFailed(.prepared, _), .recordFailed(.committed, _):
-            illegal(event)
-        }
     }
 }
 
@@ -362,7 +308,10 @@ extension DestinationSession {
             case .incoming:
                 state = .receiving
                 return discard(.agentRestarted)
-            case .prepared, .committed: return [.observeQemu]
+            case .prepared, .committed: return pulls ? [.resumePull, .observeQemu] : [.observeQemu]
+            case .pulling(let report):
+                state = .pulling(report)
+                return [.resumePull, .observeQemu]
             case .completed, .discarded, .lost: illegal(event)
             }
         case .qemuObserved(let qemu): return recovered(stage, qemu)
@@ -370,7 +319,9 @@ extension DestinationSession {
         case .retryDue: return [.observeQemu]
         case .userAborted, .resolve: return [.note(.tooLate)]
         // Asked again, or said again, once QEMU has answered.
-        case .received, .connected, .connectionLost, .peerSilent, .reconnectTimedOut, .localFailed: return []
+        case .received, .connected, .connectionLost, .peerSilent, .reconnectTimedOut, .becameWhole, .sourceSilent,
+            .localFailed:
+            return []
         case .qemuReady, .loaded, .guestRunning, .guestStartFailed, .recordFailed: illegal(event)
         }
     }
@@ -390,14 +341,18 @@ extension DestinationSession {
         case (.committed, .paused):
             state = .starting
             return [.startGuest(paused: !guestRunning)]
+        // `cont` once more does no harm, and its answer tells of what is missing.
+        case (.committed, .running) where pulls:
+            state = .starting
+            return [.startGuest(paused: !guestRunning)]
         case (.committed, .running): return complete(ResumeReport())
         case (.committed, .dead): return lose(mayHaveRun: true)
-        case (.incoming, _), (.completed, _), (.discarded, _), (.lost, _): illegal(.qemuObserved(qemu))
+        case (.incoming, _), (.pulling, _), (.completed, _), (.discarded, _), (.lost, _): illegal(.qemuObserved(qemu))
         }
     }
 
     func record(_ stage: DestinationStage) -> DestinationRecord {
-        DestinationRecord(job: job, guestRunning: guestRunning, stage: stage)
+        DestinationRecord(job: job, guestRunning: guestRunning, stage: stage, pulls: pulls ? true : nil)
     }
 
     /// A pair that only a mistake of our own can bring about.

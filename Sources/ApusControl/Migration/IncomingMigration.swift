@@ -17,28 +17,32 @@ actor IncomingMigration {
     private let inputs: AsyncStream<SessionInput<DestinationEvent>>
     nonisolated let router: LinkRouter<DestinationEvent>
     private(set) var session: DestinationSession
-    private let vm: String
+    let vm: String
     /// Where the source's agent can be dialled.
-    private let peer: Endpoint
+    let peer: Endpoint
     private var slot = LinkSlot()
     var link: ControlLink? { slot.link }
-    private var machine: Machine?
+    private(set) var machine: Machine?
     private(set) var flow: DestinationFlow?
-    private(set) var token: Token?
+    var token: Token?
+    /// Pages that stayed at the source; nil: none can.
+    var pull: PullDestination?
+    /// Since when a source that should give pages is not reached.
+    var sourceAway: Instant?
     /// The connection that QEMU's return path takes.
     nonisolated let returnPath = Monitor<ControlLink?>(nil)
     /// How long the source tries to restore a lost connection.
     private(set) var reconnectS = 0.0
     var outage = Outage()
-    private var status: JobStatus
+    var status: JobStatus
     private var watchers: Task<Void, Never>?
-    private var isOver = false
+    private(set) var isOver = false
     private var isDialling = false
     private var retryIsPosted = false
     /// When the last page came and when the verdict did.
     private var lastStream = Instant.now()
     private let startCPUNs = Instant.processCPUNs()
-    private let started = Instant.now()
+    let started = Instant.now()
 
     /// A new job, begun by the offer that came over `link`.
     init(_ services: SessionServices, job: String, offer: MigrationOffer, peer: Endpoint, link: ControlLink) {
@@ -170,6 +174,11 @@ actor IncomingMigration {
                 try await services.machines.markInDoubt(
                     machine,
                     note: "Complete and paused; job \(job) waits for the verdict of the source agent at \(peer).")
+            // The job keeps it until it is whole.
+            case .committed where session.pulls, .pulling:
+                try await services.machines.markArriving(
+                    machine,
+                    note: "It runs; job \(job) fetches the rest of its memory from the source agent at \(peer).")
             case .committed, .completed: try await services.machines.promote(machine)
             // It was this host's; what is left of it is its operator's.
             case .lost(mayHaveRun: true): await services.machines.release(vm, job: job)
@@ -190,9 +199,14 @@ actor IncomingMigration {
         case .send(let message):
             // The last counters before the last message, so that the source's summary has them. Not before others: the
             // guest stands still.
-            if case .running = message { link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame) }
+            var message = message
+            if case .running(let report) = message {
+                link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame)
+                if report.isPulling { message = .running(withPull(report)) }
+            }
             link?.post(SessionEnvelope(job: job, message: message).frame)
         case .resumeTransfer: await resumeTransfer()
+        case .resumePull: await resumePull()
         case .startGuest(let paused): await startGuest(paused: paused)
         case .observeQemu:
             if machine == nil {
@@ -206,12 +220,12 @@ actor IncomingMigration {
             }
             if let machine, let seen = await QemuObservation.destination(machine) { post(.qemuObserved(seen)) }
         case .discardQemu: await discard()
-        case .note(let problem): status.notes.append(Problem(problem).description)
+        case .note(let problem): note(problem)
         case .finish: finish()
         }
     }
 
-    private var counters: HeartbeatReport {
+    var counters: HeartbeatReport {
         let sample = flow?.sample() ?? FlowSample()
         return HeartbeatReport(
             pages: sample.dataPages + sample.zeroPages, wireBytes: sample.wireBytes,
@@ -233,7 +247,11 @@ actor IncomingMigration {
             watchMachine()
             status.notes += machine.launchNotes
             let memory = await MachineMemory.Locator(machine)
-            let terms = Self.terms(offer, memory)
+            var terms = Self.terms(offer, memory)
+            if terms.direct, offer.options["pull"] != nil {
+                terms.reason = try await preparePull(offer, machine, token)
+                terms.pulls = terms.reason == nil
+            }
             let flow = try await startFlow(machine, memory, lanes: lanes, direct: terms.direct)
             self.flow = flow
             self.token = token
@@ -241,7 +259,8 @@ actor IncomingMigration {
             connect(flow, as: 0)
             reconnectS = offer.reconnectS ?? 0
             let resumes = reconnectS > 0 && services.config.link.reconnectS > 0
-            post(.qemuReady(TransferTerms(direct: terms.direct, reason: terms.reason, resumes: resumes ? true : nil)))
+            terms.resumes = resumes ? true : nil
+            post(.qemuReady(terms))
         } catch {
             post(.localFailed(SessionProblem("destination-unready", error)))
         }
@@ -280,7 +299,7 @@ actor IncomingMigration {
         }
         let qemu = try await offPool("apus-dial") { try Socket.connect(to: .unix(path: path), timeoutMs: 5_000) }
         return try DestinationFlow(
-            qemu: qemu, lanes: lanes, isDirect: direct,
+            qemu: qemu, lanes: lanes, isDirect: direct, pull: pull,
             ports: { block in memory.port(of: block) },
             send: { [returnPath] frame in returnPath.read { $0 }?.post(frame) },
             report: { [self] event in flowReports(event) })
@@ -308,19 +327,20 @@ actor IncomingMigration {
             .loaded(
                 PreparedReport(
                     pagesInstalled: counters.pages, wireBytes: counters.wireBytes, loadMs: now.ms(since: lastStream),
-                    installed: flow?.installed ?? [:], fenceMs: flow?.fenceMs)))
+                    installed: flow?.installed ?? [:], fenceMs: flow?.fenceMs,
+                    missingPages: pull.flatMap { $0.isFlipped ? $0.counts().missing : nil })))
     }
 
     // MARK: After the verdict
 
     private func startGuest(paused: Bool) async {
         guard let machine else { return post(.qemuDied) }
-        if paused { return post(.guestRunning(ResumeReport(resumeMs: 0, isPaused: true))) }
+        if paused { return post(.guestRunning(withPull(ResumeReport(resumeMs: 0, isPaused: true)))) }
         let asked = Instant.now()
         do {
             // No question first: a guest that runs already takes no harm, and every round trip is downtime.
             try await machine.qmp.execute(.cont)
-            post(.guestRunning(ResumeReport(resumeMs: Instant.now().ms(since: asked))))
+            post(.guestRunning(withPull(ResumeReport(resumeMs: Instant.now().ms(since: asked)))))
         } catch {
             post(
                 .guestStartFailed(
@@ -334,40 +354,23 @@ actor IncomingMigration {
 
     private func discard() async {
         flow?.stop()
+        stopPull()
         if let token { services.lanes.forget(token) }
         await services.machines.discard(vm, job: job)
+    }
+
+    /// QEMU keeps its userfaultfd, unless nothing is missing or it is discarded too.
+    private func stopPull() {
+        pull?.stop()
+        pull = nil
+        if let token { services.lanes.forgetPull(token) }
     }
 
     private func finish() {
         isOver = true
         flow?.stop()
+        stopPull()
         if let token { services.lanes.forget(token) }
-    }
-
-    // MARK: What people see
-
-    private func publish() async {
-        status.phase = JobPhase(session.phase)
-        switch session.state {
-        case .discarded, .lost: status.error = session.state.problem.map { Problem($0) }
-        case .idle, .preparing, .receiving, .cutOff, .inDoubt, .deciding, .starting, .recovering, .completed: break
-        }
-        if status.phase.isFinal && status.endedAt == nil {
-            status.endedAt = Date()
-            status.summary = summary()
-            if status.phase == .completed { status.progress.fraction = 1 }
-        }
-        await services.board.publish(status)
-    }
-
-    private func summary() -> JobSummary {
-        let sample = flow?.sample() ?? FlowSample()
-        var summary = JobSummary()
-        summary.totalMs = Instant.now().ms(since: started)
-        summary.wireBytes = sample.wireBytes
-        summary.installed = flow?.installed ?? [:]
-        summary.destinationCPUS = counters.cpuS
-        return summary
     }
 
     // MARK: Watching
@@ -402,6 +405,8 @@ actor IncomingMigration {
             status.progress.elapsedMs = Instant.now().ms(since: started)
             status.progress.wireBytes = counters.wireBytes
             watchOutage()
+            watchSource()
+            if let pull { status.progress.memoryRemainingBytes = pull.counts().missing * UInt64(Limits.pageBytes) }
             if !isOver { await services.board.publish(status) }
         }
     }

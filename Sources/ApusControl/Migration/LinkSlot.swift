@@ -48,12 +48,12 @@ final class LinkRouter<Event: Sendable>: Sendable {
                 }
                 inbox.yield(.message(link, envelope.message))
             } catch { link.cut() }
-        case .stream, .layout, .returnPath:
+        case .stream, .layout, .residence, .returnPath:
             // Before the flow runs nobody has asked for these.
             guard let take = flow.read({ $0 }) else { return link.cut() }
             take(frame)
         case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .squeezedStream, .update, .patchable,
-            .audit:
+            .audit, .wanted:
             link.cut()
         }
     }

@@ -80,6 +80,8 @@ extension Migrations {
         switch last.stage {
         case .completed, .committed: await machines.promote(record.name, job: job)
         case .lost(mayHaveRun: true): await machines.release(record.name, job: job)
+        // Not final: it has a runtime.
+        case .pulling: break
         case .discarded, .lost(mayHaveRun: false), .incoming, .prepared: await machines.discard(record.name, job: job)
         }
     }

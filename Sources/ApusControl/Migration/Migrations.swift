@@ -1,5 +1,6 @@
 public import ApusAPI
 import ApusFabric
+import ApusFlow
 import ApusMemory
 import ApusQMP
 import ApusSystem
@@ -47,6 +48,7 @@ public actor Migrations {
                 "bandwidth-invalid", "A bandwidth of \(rate) MB/s is too little to migrate.",
                 advice: "Give at least 0.1, or none.")
         }
+        if let problem = OutgoingMigration.refusal(request) { throw problem }
         let job = Self.newJobID()
         let machine = try await machines.checkOut(request.vm, job: job)
         let services = self.services
@@ -72,7 +74,7 @@ public actor Migrations {
                 guestRunning: state == .running,
                 options: [
                     "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
-                    "directBlocks": direct?.offered,
+                    "directBlocks": direct?.offered, "pull": await migration.pull == .nothing ? nil : "1",
                 ].compactMapValues { $0 }, reconnectS: config.link.reconnectS > 0 ? config.link.reconnectS : nil)
         } catch {
             await migration.letGoOfMemory()

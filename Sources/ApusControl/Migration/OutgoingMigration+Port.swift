@@ -28,6 +28,9 @@ extension OutgoingMigration {
             }
             return access
         } catch {
+            if pull != .nothing, let mode = request.mode {
+                throw Self.pullNotPossible(machine.name, mode, "\(error)")
+            }
             guard request.port != .direct else { throw Self.portNotPossible(machine.name, "\(error)") }
             status.notes.append("\(machine.name) goes by the stream port. \(error)")
             return nil
@@ -56,6 +59,10 @@ extension OutgoingMigration {
     }
 
     func agree(on terms: TransferTerms) async {
+        if pull != .nothing, terms.pulls != true, let mode = request.mode {
+            let why = terms.reason ?? "The destination's agent does not know it."
+            return post(.localFailed(SessionProblem(Self.pullNotPossible(request.vm, mode, why))))
+        }
         guard memory != nil, !terms.direct else { return }
         await letGoOfMemory()
         let why = terms.reason ?? "The destination's agent does not know it."

@@ -42,6 +42,8 @@ actor OutgoingMigration {
     var transfer: OutgoingTransfer?
     /// The VM's RAM, held from outside until the job is over; nil: it goes by the stream port.
     var memory: DirectMemory?
+    /// Gives pages that stayed here to the destination; nil: none did, or a restarted agent has not been asked yet.
+    var server: PullServer?
     /// STOP events to come that are only for finishing disk requests.
     nonisolated let drainStops = Monitor(0)
     var marks = SwitchMarks()
@@ -121,6 +123,7 @@ actor OutgoingMigration {
         // The flow reports to this actor, which holds it: let it go, with all its buffers.
         router.setFlow(nil)
         transfer = nil
+        server = nil
     }
 
     private func events(for input: SessionInput<SourceEvent>) async -> [SourceEvent] {
@@ -147,23 +150,6 @@ actor OutgoingMigration {
             guard link === self.link else { return [] }
             await note(message)
             return [.received(message.told(by: request.host))]
-        }
-    }
-
-    /// Keeps what the destination reports for the summary.
-    private func note(_ message: SessionMessage) async {
-        switch message {
-        case .ready(let terms): await agree(on: terms)
-        case .prepared(let report):
-            marks.prepared = Instant.now()
-            marks.loadMs = report.loadMs
-            marks.fenceMs = report.fenceMs
-            marks.installed = report.installed
-        case .running(let report):
-            marks.running = Instant.now()
-            marks.resumeMs = report.resumeMs
-        case .heartbeat(let report): marks.destinationCPUS = report.cpuS
-        case .open, .refused, .commit, .abort, .verdictQuery, .failed, .aborted, .resume, .resumed, .cutOff: break
         }
     }
 
@@ -202,6 +188,8 @@ actor OutgoingMigration {
         case .startTransfer: await startTransfer()
         case .holdTransfer: holdTransfer()
         case .resumeTransfer(let point): await resumeTransfer(point)
+        case .serve(let token): await serve(token: token)
+        case .holdService: holdService()
         case .raiseDowntimeLimit: await openGate()
         case .deliverShut: transfer?.deliverShut()
         case .releaseQemu:
@@ -250,7 +238,7 @@ actor OutgoingMigration {
         }
     }
 
-    private func observeQemu() async {
+    func observeQemu() async {
         if machine == nil {
             switch await services.machines.recover(request.vm, job: job) {
             case .gone: return post(.qemuObserved(.dead))
@@ -266,6 +254,7 @@ actor OutgoingMigration {
     private func finish() async {
         isOver = true
         transfer?.stop()
+        server?.stop()
         await letGoOfMemory()
         if let machine {
             await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
@@ -277,29 +266,9 @@ actor OutgoingMigration {
         case .completed: break
         case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
             .undecidable,
-            .committed, .aborting, .recovering:
+            .committed, .serving, .aborting, .recovering:
             preconditionFailure("a session finishes in a final state")
         }
-    }
-
-    // MARK: What people see
-
-    func publish() async {
-        status.phase = JobPhase(session.phase)
-        switch session.state {
-        case .kept, .lost: status.error = session.state.problem.map { Problem($0) }
-        case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
-            .undecidable,
-            .committed, .aborting, .recovering, .completed:
-            break
-        }
-        if status.phase.isFinal && status.endedAt == nil {
-            status.endedAt = Date()
-            status.summary = summary()
-            status.progress.elapsedMs = status.summary?.totalMs ?? 0
-            if status.phase == .completed { status.progress.fraction = 1 }
-        }
-        await services.board.publish(status)
     }
 
     // MARK: Watching
@@ -387,7 +356,7 @@ actor OutgoingMigration {
     private func sample() async {
         while !Task.isCancelled {
             try? await Task.sleep(for: SessionTimes.sample)
-            guard let transfer, !status.phase.isFinal else { continue }
+            guard let transfer, session.phase != .pulling, !status.phase.isFinal else { continue }
             // While the guest is stopped QEMU does not answer, and there is nothing left to decide.
             let info =
                 session.state == .transferring && !transfer.isDirect

@@ -56,7 +56,9 @@ final class OutgoingTransfer: Sendable {
     ) async throws -> SourceFlow {
         let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
-        let options = FlowOptions(for: migration.request)
+        var options = FlowOptions(for: migration.request)
+        options.pull = migration.pull
+        if options.pull != .nothing, let memory { try await migration.openService(memory) }
         let port: SourcePort =
             if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
         // For --verify, and for what was on its way when a connection was lost.

@@ -17,6 +17,7 @@ struct SwitchMarks: Sendable {
     var predictedDowntimeMs: Double?
     var installed: [String: String] = [:]
     var destinationCPUS: Double?
+    var pull: PullCounts?
     var qemuDowntimeMs: Double?
     var rounds: Int?
 
@@ -162,9 +163,12 @@ struct ProgressMonitor: Sendable {
 extension OutgoingMigration {
     /// The record of the finished job.
     func summary() -> JobSummary {
-        let sample = transfer?.flow.sample() ?? monitor.sample
+        var sample = transfer?.flow.sample() ?? monitor.sample
+        if let server { sample.add(server.sample()) }
         var summary = JobSummary()
-        summary.totalMs = (marks.running ?? Instant.now()).ms(since: started)
+        // With pages fetched afterwards it is done when the last one has come.
+        summary.totalMs = (marks.pull == nil ? marks.running ?? Instant.now() : Instant.now()).ms(since: started)
+        summary.pull = marks.pull.map { PullSummary($0) }
         summary.downtimeMs = marks.downtimeMs
         summary.downtimeParts = marks.parts
         summary.qemuDowntimeMs = marks.qemuDowntimeMs

@@ -31,6 +31,7 @@ extension SessionEnvelope: Codable {
             case .resume: .resume
             case .resumed: .resumed(try body())
             case .cutOff: .cutOff
+            case .sourceLost: .sourceLost(try body())
             }
         if case .open(let offer) = message, let reason = offer.invalid() {
             throw DecodingError.dataCorruptedError(forKey: .body, in: box, debugDescription: reason)
@@ -46,7 +47,7 @@ extension SessionEnvelope: Codable {
         try box.encode(message.kind, forKey: .kind)
         switch message {
         case .open(let body): try box.encode(body, forKey: .body)
-        case .refused(let body), .abort(let body): try box.encode(body, forKey: .body)
+        case .refused(let body), .abort(let body), .sourceLost(let body): try box.encode(body, forKey: .body)
         case .prepared(let body): try box.encode(body, forKey: .body)
         case .running(let body): try box.encode(body, forKey: .body)
         case .heartbeat(let body): try box.encode(body, forKey: .body)

@@ -27,6 +27,12 @@
 //        |<--------------------------------------------- resumed(point)  |
 //        |<----------------------------------------------- cutOff        |  asked until then: is the job still there?
 //
+//     When pages stay at the source (modes postcopy and hybrid), which are fetched on connections of their own:
+//        |<------------------------------ running(with a pull token)     |  the guest runs, pages are missing
+//        |=================== pages, until nothing is missing ==========>|
+//        |<----------------------------------------------- running       |  * record `completed`
+//        | sourceLost ------------------------------------------------->|  what is still missing is gone
+//
 //     After a lost connection, from a destination that is prepared and in doubt:
 //        |<------------------------------------------ verdictQuery       |
 //        | commit | abort | nothing yet -------------------------------->|
@@ -91,18 +97,20 @@ public enum SessionMessage: Sendable, Equatable {
     case resumed(ResumePoint)
     /// Destination: the connection was lost before everything was here. A source that has given up answers `abort`.
     case cutOff
+    /// Source: the pages that are still missing are gone; the guest stands still where it touches one.
+    case sourceLost(SessionProblem)
 
     /// The word for a message on the wire.
     public enum Kind: String, Codable, Sendable, CaseIterable {
         case open, ready, refused, prepared, commit, abort, running, verdictQuery, heartbeat, failed, aborted, resume,
-            resumed, cutOff
+            resumed, cutOff, sourceLost
 
         /// The longest encoding a receiver accepts.
         public var encodedBytesMax: Int {
             switch self {
             case .open: SessionLimits.offerBytesMax
             case .ready, .refused, .prepared, .commit, .abort, .running, .verdictQuery, .heartbeat, .failed, .aborted,
-                .resume, .resumed, .cutOff:
+                .resume, .resumed, .cutOff, .sourceLost:
                 SessionLimits.messageBytesMax
             }
         }
@@ -124,6 +132,7 @@ public enum SessionMessage: Sendable, Equatable {
         case .resume: .resume
         case .resumed: .resumed
         case .cutOff: .cutOff
+        case .sourceLost: .sourceLost
         }
     }
 }
@@ -175,11 +184,14 @@ public struct TransferTerms: Codable, Sendable, Equatable {
     public var reason: String?
     /// A lost connection does not end the job: `resume` will be answered. An agent that does not know it says nothing.
     public var resumes: Bool?
+    /// Pages may be missing here when the guest begins to run; they will be fetched.
+    public var pulls: Bool?
 
-    public init(direct: Bool = false, reason: String? = nil, resumes: Bool? = nil) {
+    public init(direct: Bool = false, reason: String? = nil, resumes: Bool? = nil, pulls: Bool? = nil) {
         self.direct = direct
         self.reason = reason
         self.resumes = resumes
+        self.pulls = pulls
     }
 }
 
@@ -193,11 +205,14 @@ public struct PreparedReport: Codable, Sendable, Equatable {
     public var installed: [String: String]
     /// How long the device state waited here for the last pages.
     public var fenceMs: Double?
+    /// Pages that the source keeps until they are fetched; nil: none.
+    public var missingPages: UInt64?
 
     public init(
         pagesInstalled: UInt64 = 0, wireBytes: UInt64 = 0, loadMs: Double = 0, installed: [String: String] = [:],
-        fenceMs: Double? = nil
+        fenceMs: Double? = nil, missingPages: UInt64? = nil
     ) {
+        self.missingPages = missingPages
         self.pagesInstalled = pagesInstalled
         self.wireBytes = wireBytes
         self.loadMs = loadMs
@@ -214,11 +229,27 @@ public struct ResumeReport: Codable, Sendable, Equatable {
     public var resumedAtUs: UInt64?
     /// True: the guest was paused before the migration and is paused still.
     public var isPaused: Bool
+    /// Pages are missing: connections that bring them must name this. Nil: the VM is whole.
+    public var pullToken: String?
+    /// How missing pages came, so far; nil: none were missing.
+    public var pull: PullCounts?
 
-    public init(resumeMs: Double? = nil, resumedAtUs: UInt64? = nil, isPaused: Bool = false) {
+    public init(
+        resumeMs: Double? = nil, resumedAtUs: UInt64? = nil, isPaused: Bool = false, pullToken: String? = nil,
+        pull: PullCounts? = nil
+    ) {
+        self.pullToken = pullToken
+        self.pull = pull
         self.resumeMs = resumeMs
         self.resumedAtUs = resumedAtUs
         self.isPaused = isPaused
+    }
+
+    public var isPulling: Bool { pullToken != nil }
+
+    /// The same, once nothing is missing any more.
+    func whole(_ counts: PullCounts?) -> ResumeReport {
+        ResumeReport(resumeMs: resumeMs, resumedAtUs: resumedAtUs, isPaused: isPaused, pull: counts ?? pull)
     }
 }
 
@@ -282,6 +313,7 @@ extension SessionMessage {
         case .refused(let problem): .refused(problem.told(by: peer))
         case .abort(let problem): .abort(problem.told(by: peer))
         case .failed(let failure): .failed(.init(problem: failure.problem.told(by: peer), copy: failure.copy))
+        case .sourceLost(let problem): .sourceLost(problem.told(by: peer))
         case .open, .ready, .prepared, .commit, .running, .verdictQuery, .heartbeat, .aborted, .resume, .resumed,
             .cutOff:
             self
@@ -292,12 +324,12 @@ extension SessionMessage {
 /// The phases a person sees. A job never returns to an earlier one, but `committing` and `inDoubt` alternate with the
 /// connection.
 public enum SessionPhase: String, Codable, Sendable, CaseIterable {
-    case preparing, connecting, transferring, switching, committing, inDoubt, completed, failed, aborted
+    case preparing, connecting, transferring, switching, committing, inDoubt, pulling, completed, failed, aborted
 
     public var isFinal: Bool {
         switch self {
         case .completed, .failed, .aborted: true
-        case .preparing, .connecting, .transferring, .switching, .committing, .inDoubt: false
+        case .preparing, .connecting, .transferring, .switching, .committing, .inDoubt, .pulling: false
         }
     }
 }
@@ -377,21 +409,3 @@ public enum SessionFailure: Error, Codable, Sendable, Equatable {
     /// `aborted` when a person wanted it, `failed` otherwise.
     public var phase: SessionPhase { self == .userAborted ? .aborted : .failed }
 }
-
-// MARK: - Records
-
-/// The row of a session that survives the agent.
-public struct SessionRecord<Stage: Codable & Sendable & Equatable>: Codable, Sendable, Equatable {
-    public var job: String
-    public var guestRunning: Bool
-    public var stage: Stage
-
-    public init(job: String, guestRunning: Bool, stage: Stage) {
-        self.job = job
-        self.guestRunning = guestRunning
-        self.stage = stage
-    }
-}
-
-public typealias SourceRecord = SessionRecord<SourceStage>
-public typealias DestinationRecord = SessionRecord<DestinationStage>

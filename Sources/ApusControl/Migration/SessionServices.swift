@@ -82,6 +82,7 @@ final class LaneRegistry: Sendable {
         var attach: @Sendable (consuming Connection) -> Void
     }
     private let expected = Monitor<[Token: Expected]>([:])
+    private let pulls = Monitor<[Token: @Sendable (consuming Connection) -> Void]>([:])
 
     func expect(_ token: Token, lanes: Int, attach: @escaping @Sendable (consuming Connection) -> Void) {
         expected.update { $0[token] = Expected(lanes: lanes, attach: attach) }
@@ -90,11 +91,23 @@ final class LaneRegistry: Sendable {
     /// The same lanes again, on new connections.
     func expectAnew(_ token: Token) { expected.update { $0[token]?.attached = [] } }
 
+    /// Connections for missing pages, any number of them one after the other.
+    func expectPull(_ token: Token, attach: @escaping @Sendable (consuming Connection) -> Void) {
+        pulls.update { $0[token] = attach }
+    }
+    func forgetPull(_ token: Token) { pulls.update { $0[token] = nil } }
+
     func forget(_ token: Token) { expected.update { $0[token] = nil } }
 
     /// Why this lane is not welcome; nil: it is, and its place is taken.
     func refusal(of hello: Hello) -> Refusal? {
-        expected.update { jobs in
+        if hello.role == .urgent {
+            guard pulls.read({ $0[hello.token] != nil }) else {
+                return Refusal(.unknownJob, "No migration with this token lacks pages.")
+            }
+            return hello.lane <= PullServer.pushLane ? nil : Refusal(.badLane, "Lane \(hello.lane) is not expected.")
+        }
+        return expected.update { jobs in
             guard var job = jobs[hello.token] else {
                 return Refusal(.unknownJob, "No migration with this token is waiting for lanes.")
             }
@@ -108,6 +121,7 @@ final class LaneRegistry: Sendable {
 
     func attach(_ connection: consuming Connection) {
         let token = connection.hello.token
+        if connection.hello.role == .urgent { return pulls.read({ $0[token] })?(connection) ?? () }
         expected.read({ $0[token]?.attach })?(connection)
     }
 }
@@ -213,6 +227,7 @@ extension JobPhase {
             case .switching: .switching
             case .committing: .committing
             case .inDoubt: .inDoubt
+            case .pulling: .pulling
             case .completed: .completed
             case .failed: .failed
             case .aborted: .aborted

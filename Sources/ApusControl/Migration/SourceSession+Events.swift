@@ -21,6 +21,8 @@ public enum SourceEvent: Sendable, Equatable {
     case transferResumed
     /// The connection could not be restored within the limit, or this transfer can never go on.
     case reconnectTimedOut
+    /// The pages that the destination lacks cannot be given by anybody any more.
+    case serviceImpossible(SessionProblem)
     /// What is left fits the allowed pause.
     case gateOpened
     /// QEMU's STOP of a switch-over (run state `finish-migrate`; an operator's own `stop` is not meant).
@@ -79,6 +81,12 @@ public enum SourceAction: Sendable, Equatable {
     /// Open the lanes anew and send again what the destination lacks. `transferResumed` follows, `connectionLost` when
     /// the network fails again, `localFailed` when the two sides do not fit together any more.
     case resumeTransfer(ResumePoint)
+    /// Give the destination the pages it asks for, on connections with this token, and all the others it lacks. Again:
+    /// see that the connections stand. `connectionLost` follows when they cannot be made, `serviceImpossible` when the
+    /// guest's RAM is not to be had.
+    case serve(token: String)
+    /// Drop these connections; the next `serve` makes new ones.
+    case holdService
     /// Let QEMU stop at once.
     case raiseDowntimeLimit
     /// Write SHUT 0 to QEMU's return path; nobody else ever does. A dead socket is no error here: QEMU's own state
@@ -104,6 +112,8 @@ public enum SourceStage: Codable, Sendable, Equatable {
     /// The destination is prepared and SHUT 0 may have been delivered.
     case releasing
     case committed
+    /// The guest runs at the destination, and fetches pages from here.
+    case serving
     case aborted(SessionFailure)
     case completed
     case kept(SessionFailure)
@@ -125,6 +135,7 @@ extension SourceSession.State {
         case .deciding: "deciding"
         case .undecidable: "undecidable"
         case .committed: "committed"
+        case .serving: "serving"
         case .aborting: "aborting"
         case .recovering: "recovering"
         case .completed: "completed"
@@ -138,7 +149,7 @@ extension SourceSession.State {
         switch self {
         case .kept(let failure), .lost(let failure, _): failure.problem
         case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing, .deciding,
-            .undecidable, .committed, .aborting, .recovering, .completed:
+            .undecidable, .committed, .serving, .aborting, .recovering, .completed:
             nil
         }
     }
@@ -156,6 +167,10 @@ extension SessionProblem {
     static let sourceDiedStopped = SessionProblem(
         "source-qemu-died",
         "The source QEMU was killed while its guest was stopped; waiting for the destination's copy.")
+    static let sourceDiedServing = SessionProblem(
+        "source-qemu-died",
+        "The source QEMU was killed while the destination fetches pages from its memory, which this agent still holds.",
+        advice: "Do not restart this agent before the job has ended.")
     static let diedUnobserved = SessionProblem(
         "died-unobserved",
         "QEMU ended while no agent watched it. The destination holds a copy, but the guest may have run on after it.",

@@ -57,6 +57,7 @@ extension SourceSession {
         case .gateOpened:
             state = .reconnecting(Reconnection(now.step, gateIsHeld: true))
             return []
+        case .serviceImpossible: return []
         case .reconnectTimedOut, .qemuStopped: return abort(.connectionLost)
         // As in `transferring`: the image of a guest that was paused from the start is final.
         case .qemuDied(watched: true) where !guestRunning:
@@ -84,7 +85,7 @@ extension SourceSession {
         case (_, .failed(let failure)): return abort(.peerFailed(failure.problem))
         case (_, .heartbeat), (_, .cutOff): return []
         case (_, .open), (_, .ready), (_, .refused), (_, .commit), (_, .abort), (_, .running), (_, .aborted),
-            (_, .resume), (_, .resumed):
+            (_, .resume), (_, .resumed), (_, .sourceLost):
             return abort(.peerBrokeProtocol(message: message.kind, state: state.name))
         }
     }

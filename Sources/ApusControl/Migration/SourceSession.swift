@@ -14,6 +14,7 @@
 //                                   +---------------------------------+      v                    |     |
 //                                     destination lost its copy       |  [committed] <------------+-----+
 //                                                                     |   commit, commit, …  --- `failed` --> lost
+//     serving: pages stayed here; see SourceSession+Committed.swift.
 //     deciding: the database refused [committed] or [aborted]; again  |      | `running`
 //     at every retry. recovering: after a restart, QEMU is asked.     |      v
 //     reconnecting: see SourceSession+Reconnect.swift.                |      |
@@ -34,7 +35,8 @@
 //     destination's copy is OLDER than the disks, and running it corrupts them. -> undecidable: the operator resolves.
 //     A death that this process watched is another matter: QEMU's own words come before its death, so silence means
 //     that it never resumed -> [committed].
-//   - [committed]: repeat `commit` until `running`.   - [aborted]: make sure that the guest runs, answer `abort`.
+//   - [committed]: repeat `commit` until `running`.   - [serving]: give the pages that are asked for, if QEMU still lives.
+//   - [aborted]: make sure that the guest runs, answer `abort`.
 //   - [completed], [kept], [lost]: nothing to do; above all no `cont`, the operator may have paused the VM since.
 //
 //  Between two actions of one list: a record precedes what depends on it, so every prefix of a list is one of the
@@ -64,6 +66,8 @@ public struct SourceSession: Sendable {
         case undecidable
         /// Past the commit point; `linked` while the destination can be reached.
         case committed(linked: Bool)
+        /// The guest runs at the destination and the only copy of some pages is here.
+        case serving
         /// `wasReleasing`: a successor may not presume `abort`, so the record must be written before going on.
         /// `from`: the phase it was given up in, which people go on seeing until the guest is back.
         case aborting(SessionFailure, wasReleasing: Bool, from: SessionPhase)
@@ -100,7 +104,7 @@ public struct SourceSession: Sendable {
         job = record.job
         guestRunning = record.guestRunning
         switch record.stage {
-        case .started, .releasing, .committed, .aborted: state = .recovering(record.stage)
+        case .started, .releasing, .committed, .serving, .aborted: state = .recovering(record.stage)
         case .completed: state = .completed
         case .kept(let failure): state = .kept(failure)
         case .lost(let failure, let wasCommitted): state = .lost(failure, wasCommitted: wasCommitted)
@@ -122,7 +126,9 @@ public struct SourceSession: Sendable {
         case .transferring, .reconnecting: .transferring
         case .switching, .orphaned: .switching
         case .releasing, .deciding, .committed(linked: true): .committing
+        case .recovering(.serving): .pulling
         case .undecidable, .committed(linked: false), .recovering: .inDoubt
+        case .serving: .pulling
         case .aborting(_, _, let from): from
         case .completed: .completed
         case .kept(let failure): failure.phase
@@ -133,7 +139,7 @@ public struct SourceSession: Sendable {
     /// While true the runtime sends `retryDue` about once a second.
     public var wantsRetry: Bool {
         switch state {
-        case .releasing, .deciding, .committed, .aborting, .recovering, .orphaned, .reconnecting: true
+        case .releasing, .deciding, .committed, .serving, .aborting, .recovering, .orphaned, .reconnecting: true
         case .idle, .connecting, .opening, .transferring, .switching, .undecidable, .completed, .kept, .lost: false
         }
     }
@@ -150,6 +156,7 @@ public struct SourceSession: Sendable {
         case .deciding(let decision): deciding(decision, event)
         case .undecidable: undecidable(event)
         case .committed: committed(event)
+        case .serving: serving(event)
         case .aborting(let failure, let wasReleasing, _): aborting(failure, wasReleasing: wasReleasing, event)
         case .recovering(let stage): recovering(stage, event)
         case .completed, .kept, .lost: ended(event)
@@ -174,7 +181,8 @@ extension SourceSession {
         case .qemuStopped, .retryDue: return []
         case .resolve: return [.note(.nothingToResolve)]
         case .restarted, .connected, .connectionLost, .received, .gateOpened, .qemuCompleted, .qemuFailed,
-            .qemuObserved, .recordFailed, .peerSilent, .switchOverTimedOut, .transferResumed, .reconnectTimedOut:
+            .qemuObserved, .recordFailed, .peerSilent, .switchOverTimedOut, .transferResumed, .serviceImpossible,
+            .reconnectTimedOut:
             illegal(event)
         }
     }
@@ -197,7 +205,7 @@ extension SourceSession {
             // QEMU converged by itself while the gate was being opened.
             case .switching: return []
             case .idle, .connecting, .opening, .reconnecting, .orphaned, .releasing, .deciding, .undecidable,
-                .committed,
+                .committed, .serving,
                 .aborting, .recovering, .completed, .kept, .lost:
                 illegal(event)
             }
@@ -221,10 +229,11 @@ extension SourceSession {
         case .deadlinePassed: return abort(.deadlinePassed)
         case .peerSilent: return loseConnection(.peerSilent)
         case .switchOverTimedOut: return abort(.switchOverTimedOut)
-        case .retryDue, .transferResumed, .reconnectTimedOut: return []
+        case .retryDue, .transferResumed, .serviceImpossible, .reconnectTimedOut: return []
         case .resolve: return [.note(.nothingToResolve)]
         case .start, .restarted, .qemuObserved,
-            .recordFailed(.releasing, _), .recordFailed(.committed, _), .recordFailed(.aborted, _),
+            .recordFailed(.releasing, _), .recordFailed(.committed, _), .recordFailed(.serving, _),
+            .recordFailed(.aborted, _),
             .recordFailed(.completed, _), .recordFailed(.kept, _), .recordFailed(.lost, _):
             illegal(event)
         }
@@ -246,7 +255,8 @@ extension SourceSession {
         case (.transferring, .cutOff), (.switching, .cutOff): return loseConnection(.connectionLost)
         case (.opening, .heartbeat), (.transferring, .heartbeat), (.switching, .heartbeat): return []
         case (_, .open), (_, .ready), (_, .refused), (_, .prepared), (_, .commit), (_, .abort), (_, .running),
-            (_, .verdictQuery), (_, .heartbeat), (_, .failed), (_, .aborted), (_, .resume), (_, .resumed), (_, .cutOff):
+            (_, .verdictQuery), (_, .heartbeat), (_, .failed), (_, .aborted), (_, .resume), (_, .resumed),
+            (_, .sourceLost), (_, .cutOff):
             return abort(.peerBrokeProtocol(message: message.kind, state: state.name))
         }
     }
@@ -268,8 +278,10 @@ extension SourceSession {
             return abort(.qemuDied)
         case .userAborted, .deadlinePassed, .switchOverTimedOut: return abort(.qemuDied)
         case .retryDue: return [.connect]
-        case .connected, .connectionLost, .peerSilent, .received(.heartbeat), .received(.resumed), .received(.cutOff),
-            .transferResumed, .reconnectTimedOut, .localFailed, .gateOpened, .qemuStopped, .qemuFailed,
+        case .connected, .connectionLost, .peerSilent, .received(.heartbeat), .received(.resumed),
+            .received(.sourceLost), .received(.cutOff),
+            .transferResumed, .serviceImpossible, .reconnectTimedOut, .localFailed, .gateOpened, .qemuStopped,
+            .qemuFailed,
             .qemuCompleted, .qemuDied, .qemuObserved:
             return []
         case .resolve: return [.note(.nothingToResolve)]
@@ -302,13 +314,15 @@ extension SourceSession {
         // The destination waits for QEMU's answer as we do; it asks again.
         case .received(.verdictQuery), .received(.prepared), .received(.heartbeat): return []
         case .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
-            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff):
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.sourceLost), .received(.cutOff):
             return [.note(.ignoredNonsense)]
         // STOP can trail the `prepared` that it made possible; the gate, too.
-        case .qemuStopped, .gateOpened, .connected, .connectionLost, .peerSilent, .transferResumed, .reconnectTimedOut,
+        case .qemuStopped, .gateOpened, .connected, .connectionLost, .peerSilent, .transferResumed, .serviceImpossible,
+            .reconnectTimedOut,
             .localFailed:
             return []
-        case .start, .restarted, .recordFailed(.started, _), .recordFailed(.committed, _), .recordFailed(.aborted, _),
+        case .start, .restarted, .recordFailed(.started, _), .recordFailed(.committed, _), .recordFailed(.serving, _),
+            .recordFailed(.aborted, _),
             .recordFailed(.completed, _), .recordFailed(.kept, _), .recordFailed(.lost, _):
             illegal(event)
         }
@@ -327,6 +341,7 @@ extension SourceSession {
         case .userAborted: return [.note(.tooLate)]
         case .connected, .connectionLost, .received, .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed,
             .qemuDied, .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .transferResumed,
+            .serviceImpossible,
             .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed: illegal(event)
@@ -344,10 +359,11 @@ extension SourceSession {
         case .userAborted: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.commit),
             .received(.abort), .received(.verdictQuery), .received(.heartbeat), .received(.failed),
-            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff):
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.sourceLost), .received(.cutOff):
             return []
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed, .qemuDied,
             .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .retryDue, .transferResumed,
+            .serviceImpossible,
             .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed: illegal(event)
@@ -360,57 +376,9 @@ extension SourceSession {
     }
 
     /// The commit point is the record; only after it may the word leave this host.
-    private mutating func commit() -> [SourceAction] {
+    mutating func commit() -> [SourceAction] {
         state = .committed(linked: true)
         return [.record(record(.committed)), .connect, .send(.commit)]
-    }
-}
-
-// MARK: - Past the commit point: the VM is the destination's
-
-extension SourceSession {
-    private mutating func committed(_ event: SourceEvent) -> [SourceAction] {
-        switch event {
-        case .received(.running):
-            state = .completed
-            return [.endQemu, .record(record(.completed)), .finish]
-        case .received(.verdictQuery), .received(.prepared): return [.send(.commit)]
-        case .connected:
-            state = .committed(linked: true)
-            return [.send(.commit)]
-        case .connectionLost, .peerSilent:
-            // Not dialled at once: a host that refuses would be dialled in a loop. `retryDue` sets the pace.
-            state = .committed(linked: false)
-            return []
-        case .retryDue: return [.connect, .send(.commit)]
-        case .received(.failed(let failure)):
-            switch failure.copy {
-            case .held: return [.note(failure.problem)]
-            case .neverRan, .mayHaveRun: return lose(.peerFailed(failure.problem))
-            }
-        // A destination that discards after our commit was told to by its operator.
-        case .received(.aborted): return lose(.operatorDiscarded)
-        case .recordFailed(.committed, let text):
-            state = .deciding(.commit)
-            return [.note(SessionFailure.recordFailed(text).problem)]
-        case .userAborted, .resolve: return [.note(.tooLate)]
-        case .received(.heartbeat): return []
-        case .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
-            .received(.resume), .received(.resumed), .received(.cutOff):
-            return [.note(.ignoredNonsense)]
-        case .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed, .qemuDied, .qemuObserved, .localFailed,
-            .deadlinePassed, .switchOverTimedOut, .transferResumed, .reconnectTimedOut:
-            return []
-        case .start, .restarted, .recordFailed(.started, _), .recordFailed(.releasing, _), .recordFailed(.aborted, _),
-            .recordFailed(.completed, _), .recordFailed(.kept, _), .recordFailed(.lost, _):
-            illegal(event)
-        }
-    }
-
-    /// QEMU is neither ended nor resumed: its paused guest may be the last copy, and only a person can tell.
-    private mutating func lose(_ failure: SessionFailure) -> [SourceAction] {
-        state = .lost(failure, wasCommitted: true)
-        return [.record(record(.lost(failure, wasCommitted: true))), .note(.lostAfterCommit), .finish]
     }
 }
 
@@ -452,14 +420,15 @@ extension SourceSession {
         case .received(.prepared), .received(.verdictQuery), .received(.cutOff): return [.send(.abort(failure.problem))]
         case .received(.running): return [.note(.ranWithoutCommit)]
         case .received(.ready), .received(.refused), .received(.heartbeat), .received(.failed), .received(.aborted),
-            .received(.resume), .received(.resumed),
+            .received(.resume), .received(.resumed), .received(.sourceLost),
             .received(.open), .received(.commit), .received(.abort):
             return []
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .localFailed, .userAborted, .deadlinePassed,
-            .peerSilent, .switchOverTimedOut, .transferResumed, .reconnectTimedOut:
+            .peerSilent, .switchOverTimedOut, .transferResumed, .serviceImpossible, .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed(.started, _), .recordFailed(.releasing, _),
-            .recordFailed(.committed, _), .recordFailed(.completed, _), .recordFailed(.kept, _),
+            .recordFailed(.committed, _), .recordFailed(.serving, _), .recordFailed(.completed, _),
+            .recordFailed(.kept, _),
             .recordFailed(.lost, _):
             illegal(event)
         }
@@ -481,7 +450,7 @@ extension SourceSession {
             case .completed, .lost(_, wasCommitted: true): return [.send(.commit)]
             case .idle, .connecting, .opening, .transferring, .reconnecting, .switching, .orphaned, .releasing,
                 .deciding,
-                .undecidable, .committed, .aborting, .recovering:
+                .undecidable, .committed, .serving, .aborting, .recovering:
                 illegal(event)
             }
         case .received(.cutOff):
@@ -489,19 +458,25 @@ extension SourceSession {
             case .kept(let failure), .lost(let failure, wasCommitted: false): return [.send(.abort(failure.problem))]
             default: return []
             }
-        case .received(.running):
-            if state == .completed { return [] }
-            return [.note(.ranWithoutCommit)]
+        case .received(.running(let report)):
+            switch state {
+            case .completed: return []
+            case .lost(let failure, wasCommitted: true):
+                return report.isPulling ? [.send(.sourceLost(failure.problem))] : []
+            default: return [.note(.ranWithoutCommit)]
+            }
         case .userAborted, .resolve: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
-            .received(.heartbeat), .received(.failed), .received(.aborted), .received(.resume), .received(.resumed):
+            .received(.heartbeat), .received(.failed), .received(.aborted), .received(.resume), .received(.resumed),
+            .received(.sourceLost):
             return []
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed, .qemuDied,
             .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .retryDue, .transferResumed,
+            .serviceImpossible,
             .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed(.started, _), .recordFailed(.releasing, _),
-            .recordFailed(.committed, _), .recordFailed(.aborted, _):
+            .recordFailed(.committed, _), .recordFailed(.serving, _), .recordFailed(.aborted, _):
             illegal(event)
         }
     }
@@ -523,11 +498,11 @@ extension SourceSession {
         case .received(.running): return [.note(.ranWithoutCommit)]
         case .received(.verdictQuery), .received(.prepared), .received(.heartbeat), .received(.failed),
             .received(.open), .received(.ready), .received(.refused), .received(.commit), .received(.abort),
-            .received(.aborted), .received(.resume), .received(.resumed), .received(.cutOff):
+            .received(.aborted), .received(.resume), .received(.resumed), .received(.sourceLost), .received(.cutOff):
             return []
         case .userAborted: return [.note(.tooLate)]
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .localFailed, .deadlinePassed, .peerSilent,
-            .switchOverTimedOut, .transferResumed, .reconnectTimedOut:
+            .switchOverTimedOut, .transferResumed, .serviceImpossible, .reconnectTimedOut:
             return []
         case .start, .recordFailed: illegal(event)
         }
@@ -540,6 +515,9 @@ extension SourceSession {
         case .committed:
             state = .committed(linked: false)
             return [.connect]
+        case .serving:
+            state = .serving
+            return [.connect]
         case .aborted(let failure):
             state = .aborting(failure, wasReleasing: false, from: .inDoubt)
             return takeBack(failure)
@@ -547,7 +525,7 @@ extension SourceSession {
         }
     }
 
-    private func record(_ stage: SourceStage) -> SourceRecord {
+    func record(_ stage: SourceStage) -> SourceRecord {
         SourceRecord(job: job, guestRunning: guestRunning, stage: stage)
     }
 

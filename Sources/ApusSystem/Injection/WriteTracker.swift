@@ -61,7 +61,7 @@ public final class WriteTracker: Sendable {
         record.rebases = rebases
         try record.create(journal)
         do throws(InjectionError) {
-            let number = try openFaults(injector, &record, journal)
+            let number = try InjectedFaults.open(injector, &record, journal)
             record.descriptor = number
             try record.update(journal)
             let faults = try injector.copy(descriptor: number)
@@ -75,7 +75,7 @@ public final class WriteTracker: Sendable {
             return WriteTracker(areas: areas, journal: journal, injector: injector, faults: faults, scan: scan)
         } catch {
             // Not unregistered: what has the memory may be another's. What cannot be closed now stays in the journal.
-            try? takeOut(record, journal, unregistering: false)
+            try? InjectedFaults.takeOut(record, journal, unregistering: false)
             throw error
         }
     }
@@ -112,7 +112,7 @@ public final class WriteTracker: Sendable {
     public func detach() throws(InjectionError) {
         try isAttached.withLock { isAttached throws(InjectionError) in
             guard isAttached else { return }
-            Self.unregister(faults, areas)
+            InjectedFaults.unregister(faults, areas)
             try Self.cleanUp(journal: journal)
             isAttached = false
         }
@@ -126,7 +126,7 @@ public final class WriteTracker: Sendable {
         guard let record = try InjectionJournal.read(journal) else { return }
         if record.opensSysctl { Sysctl.unprivilegedFaults.write(false) }
         // Without a number, its maker did not get as far as to register.
-        try takeOut(record, journal, unregistering: record.descriptor != nil)
+        try InjectedFaults.takeOut(record, journal, unregistering: record.descriptor != nil)
     }
 
     /// Why this host cannot do it at all; nil: it can. Tries everything on a page of its own, in well under a
@@ -150,47 +150,6 @@ public final class WriteTracker: Sendable {
         #endif
     }
 
-    private static func takeOut(
-        _ record: InjectionJournal, _ journal: String, unregistering: Bool
-    ) throws(InjectionError) {
-        do throws(InjectionError) {
-            let injector = try Injector.open(pid: record.pid)
-            for number in injector.startTicks == record.startTicks ? Foreign.left(by: record) : [] {
-                // Some kernels leave the protection on the pages when the descriptor is only closed.
-                if unregistering { unregister(try injector.copy(descriptor: number), record.areas) }
-                _ = try injector.call(.close(number))
-            }
-            if record.rebases, injector.startTicks == record.startTicks {
-                for number in Foreign.unmappedMemoryFiles(of: record.pid) { _ = try injector.call(.close(number)) }
-            }
-        } catch {
-            if case .processGone = error {} else { throw error }
-        }
-        try InjectionJournal.remove(journal)
-    }
-
-    /// Makes the process open a userfaultfd; root's switch for processes without CAP_SYS_PTRACE is open for the moment of the call.
-    ///
-    /// - Returns: its number in the process.
-    private static func openFaults(
-        _ injector: Injector, _ record: inout InjectionJournal, _ journal: String
-    ) throws(InjectionError) -> Int32 {
-        do throws(InjectionError) {
-            return Int32(try injector.call(.userfaultfd()))
-        } catch {
-            guard case .refused(_, let reason) = error, reason.code == EPERM,
-                Sysctl.unprivilegedFaults.isOn == false
-            else { throw error }
-            record.opensSysctl = true
-            try record.update(journal)
-            Sysctl.unprivilegedFaults.write(true)
-            defer { Sysctl.unprivilegedFaults.write(false) }
-            let number = Int32(try injector.call(.userfaultfd()))
-            record.opensSysctl = false
-            return number
-        }
-    }
-
     private static func register(_ faults: Descriptor, _ areas: [Area], _ pid: Int32) throws(InjectionError) {
         let error = capus_fault_begin(faults.number)
         guard error == 0 else {
@@ -209,27 +168,5 @@ public final class WriteTracker: Sendable {
             if error == ESRCH { throw .processGone(pid: pid) }
             guard error == 0 else { throw .refused(pid: pid, SystemError("UFFDIO_WRITEPROTECT", code: error)) }
         }
-    }
-
-    /// Ends the tracking and takes all protection off the pages; memory that is gone, or was never registered, has none.
-    private static func unregister(_ faults: Descriptor, _ areas: [Area]) {
-        for area in areas { _ = capus_fault_unregister(faults.number, area.address, area.byteCount) }
-    }
-}
-
-/// A switch of the kernel's under `/proc/sys`.
-struct Sysctl {
-    private let path: String
-    static let unprivilegedFaults = Sysctl(path: "/proc/sys/vm/unprivileged_userfaultfd")
-
-    /// nil: this kernel has no such switch.
-    var isOn: Bool? { (try? ProcFile.read(path)).map { $0.hasPrefix("1") } }
-
-    /// What cannot be written stays as it is; the call that needed it then fails for its own reason.
-    func write(_ on: Bool) {
-        guard let file = try? Descriptor.open(path, .readWrite) else { return }
-        var digit = UInt8(ascii: on ? "1" : "0")
-        // SAFETY: one byte of a variable that outlives the call.
-        _ = unsafe Glibc.write(file.number, &digit, 1)
     }
 }

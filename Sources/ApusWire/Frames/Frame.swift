@@ -35,6 +35,11 @@ public enum FrameKind: UInt8, Sendable, CaseIterable {
     case squeezedStream = 15
     /// Sender to receiver of a lane, the guest being stopped: digests of pages, ``AuditPayload``. Answered by `want`.
     case audit = 16
+    /// Pages that the destination lacks, ``ResidencePayload``. Control connection, to the destination: its memory is like
+    /// this from fence `epoch` on. Push connection, to the source: send these.
+    case residence = 17
+    /// Pages that somebody at the destination waits for, ``WantedPayload``. Urgent connection, answered by `batch`.
+    case wanted = 18
 }
 
 public enum FrameError: Error, Equatable, Sendable {
@@ -102,6 +107,8 @@ public struct FrameHeader: Equatable, Sendable {
         case .audit: AuditPayload.bytesMax
         case .update: BatchLimits.updateBytesMax
         case .patchable: PatchablePayload.bytesMax
+        case .residence: ResidencePayload.bytesMax
+        case .wanted: WantedPayload.bytesMax
         }
     }
 

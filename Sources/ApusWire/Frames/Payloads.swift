@@ -22,7 +22,7 @@ public struct Features: OptionSet, Sendable {
 public enum Role: UInt8, Sendable {
     case control = 1
     case lane = 2
-    /// Kept for pages that the destination waits for.
+    /// Pages after the guest has moved: lane 0 for those that somebody waits for, lane 1 for the rest.
     case urgent = 3
     /// Measures the link; belongs to no job.
     case probe = 4

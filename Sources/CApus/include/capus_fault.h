@@ -36,3 +36,15 @@ int capus_fault_unregister(int fd, uint64_t start, uint64_t bytes);
 // write tracking).
 int64_t capus_pagemap_scan(int fd, enum capus_scan_kind kind, int protect, uint64_t *start, uint64_t end,
                            struct capus_region *regions, size_t regions_max);
+
+// Missing pages. UFFDIO_API, and registration of a range whose missing pages are to be filled by us. 0 or errno.
+int capus_fault_begin_filling(int fd);
+int capus_fault_register_missing(int fd, uint64_t start, uint64_t bytes);
+// Fills a range, from memory of ours (NULL: with zeros), and wakes who waits for it. Pages that are there are left as
+// they are. 0 or errno (ESRCH: the process has gone).
+int capus_fault_fill(int fd, uint64_t to, const void *from, uint64_t bytes);
+int capus_fault_wake(int fd, uint64_t start, uint64_t bytes);
+// Reads page addresses that somebody waits for; how many, 0 for none at the moment, or -errno.
+int64_t capus_fault_next(int fd, uint64_t *pages, size_t pages_max);
+// Waits until there is something to read: 1, 0 when the time is over, or -errno.
+int capus_fault_wait(int fd, int ms);

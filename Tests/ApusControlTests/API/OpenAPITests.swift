@@ -32,7 +32,7 @@ import Yams
         ("AdoptRequest", Samples.adopt), ("MachineSummary", Samples.machine), ("MigrateRequest", Samples.migrate),
         ("ResolveRequest", Samples.resolve), ("JobStatus", Samples.job(.completed)), ("JobProgress", Samples.progress),
         ("JobSummary", Samples.summary), ("DowntimePart", Samples.summary.downtimeParts[0]),
-        ("FormCount", Samples.summary.forms[0]), ("LineSummary", Samples.lines),
+        ("FormCount", Samples.summary.forms[0]), ("LineSummary", Samples.lines), ("PullSummary", Samples.pull),
         ("PlanRequest", Samples.planRequest), ("PlanReport", Samples.plan), ("PlanOption", Samples.planOption),
         ("PlanRange", Samples.planOption.totalMs),
     ]

@@ -45,6 +45,10 @@ enum Samples {
     static let lines = LineSummary(
         lineBytes: 128, pages: 900, changedLines: 1800, wireBytes: 240_000, samePages: 100, tableBytes: 14_200_000)
 
+    static let pull = PullSummary(
+        missingPages: 98_000, faultedPages: 6_000, pushedPages: 92_000, faults: 420, faultP50Us: 310, faultP99Us: 2_900,
+        faultMaxUs: 8_100, stallMs: 190, wholeMs: 3_200)
+
     static var summary: JobSummary {
         var summary = JobSummary()
         summary.totalMs = 3421
@@ -67,6 +71,7 @@ enum Samples {
         summary.firstRoundBytes = 209_000_000
         summary.hotPages = 12
         summary.lines = lines
+        summary.pull = pull
         summary.verifiedPages = 262_144
         summary.repairedPages = 0
         summary.fenceMs = 0.4

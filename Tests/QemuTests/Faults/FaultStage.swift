@@ -47,6 +47,8 @@ final class FaultStage {
     let peer: ApusPeer
     /// `--port` of every migration.
     let port: ApusPeer.Port
+    /// `--mode` of every migration.
+    let mode: ApusPeer.Mode?
     private(set) var agents: [Agent] = []
     private(set) var console: Console!
     private(set) var here = 0
@@ -55,8 +57,9 @@ final class FaultStage {
     var source: Agent { agents[here] }
     var destination: Agent { agents[1 - here] }
 
-    private init(_ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, reconnectS: Double?) {
+    private init(_ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, _ mode: ApusPeer.Mode?, reconnectS: Double?) {
         self.lab = lab
+        self.mode = mode
         self.port = port
         self.pair = pair
         var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
@@ -68,11 +71,12 @@ final class FaultStage {
     ///
     /// - Parameter reconnectS: the agents' link.reconnectS; nil: the default.
     static func with(
-        guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto, reconnectS: Double? = nil,
+        guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto,
+        mode: ApusPeer.Mode? = nil, reconnectS: Double? = nil,
         _ body: (FaultStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
-            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), port, reconnectS: reconnectS)
+            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), port, mode, reconnectS: reconnectS)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)
@@ -164,10 +168,11 @@ final class FaultStage {
     }
 
     func migrate(maxDowntimeMs: Int, to host: String? = nil) async throws -> JobStatus {
-        let text = try await source.apus([
-            "migrate", Self.vm, host ?? destination.endpoint, "--detach", "--json", "--max-downtime",
-            "\(maxDowntimeMs)", "--port", port.rawValue,
-        ])
+        let text = try await source.apus(
+            [
+                "migrate", Self.vm, host ?? destination.endpoint, "--detach", "--json", "--max-downtime",
+                "\(maxDowntimeMs)", "--port", port.rawValue,
+            ] + (mode.map { ["--mode", $0.rawValue] } ?? []))
         return try Agent.decode(JobStatus.self, text)
     }
 

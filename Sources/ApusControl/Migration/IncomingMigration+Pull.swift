@@ -1,0 +1,197 @@
+import ApusAPI
+import ApusFabric
+import ApusFlow
+import ApusMemory
+import ApusSystem
+import ApusWire
+import Foundation
+import Logging
+
+/// What a successor must know to go on fetching the missing pages of a VM, in the VM's run directory. QEMU is not asked
+/// again: its main thread may be the one that waits for a page.
+///
+/// ```
+///   pull.json          token, RAM blocks and where their files are         written before anything can be missing
+///   pull.missing       one bit a page                                      kept up to date, page by page
+///   pager.journal      what is inside QEMU
+/// ```
+struct PullFiles: Codable, Sendable {
+    var token: String
+    /// In the order of the source's layout.
+    var blocks: [DirectAccess.Block]
+
+    private static func path(_ runDirectory: String) -> String { runDirectory + "/pull.json" }
+    static func journalPath(_ runDirectory: String) -> String { runDirectory + "/pager.journal" }
+    private static func wordsPath(_ runDirectory: String) -> String { runDirectory + "/pull.missing" }
+
+    static func read(_ runDirectory: String) -> PullFiles? {
+        FileManager.default.contents(atPath: path(runDirectory)).flatMap {
+            try? JSONDecoder().decode(PullFiles.self, from: $0)
+        }
+    }
+
+    func write(_ runDirectory: String) throws {
+        try JSONEncoder().encode(self).write(to: URL(fileURLWithPath: Self.path(runDirectory)), options: .atomic)
+    }
+
+    static func remove(_ runDirectory: String) {
+        for path in [path(runDirectory), wordsPath(runDirectory)] { try? FileManager.default.removeItem(atPath: path) }
+    }
+
+    func words(_ runDirectory: String, _ layout: Layout) throws -> WordFile {
+        try WordFile(Self.wordsPath(runDirectory), wordCount: PullDestination.wordCount(layout))
+    }
+}
+
+extension DirectAccess {
+    /// The blocks that a source owns, as they are here.
+    ///
+    /// - Throws: `Obstacle`.
+    func matching(offered: [(name: String, byteCount: UInt64)]) throws(Obstacle) -> DirectAccess {
+        var matching = self
+        matching.blocks = []
+        for wanted in offered {
+            guard let block = blocks.first(where: { $0.name == wanted.name && $0.byteCount == wanted.byteCount }) else {
+                throw Obstacle("RAM block \(wanted.name) of \(wanted.byteCount) bytes cannot be owned here.")
+            }
+            matching.blocks.append(block)
+        }
+        return matching
+    }
+
+    func windows() throws -> [GuestWindow] {
+        try blocks.map { block in
+            try GuestWindow(
+                try Descriptor.open(block.path, .readWrite), fileOffset: block.fileOffset, byteCount: block.byteCount)
+        }
+    }
+}
+
+/// Pages of an incoming VM that stayed at the source.
+extension IncomingMigration {
+    var runDirectory: String { services.config.runDirectory(ofVM: vm) }
+
+    /// Makes ready for missing pages, before the first page comes.
+    ///
+    /// - Returns: why that cannot be; nil: it can.
+    func preparePull(_ offer: MigrationOffer, _ machine: Machine, _ token: Token) async throws -> String? {
+        guard let blocks = offer.options["directBlocks"].flatMap(DirectAccess.parse(offered:)) else {
+            return "The source's list of RAM blocks cannot be read."
+        }
+        let access: DirectAccess
+        do throws(DirectAccess.Obstacle) {
+            access = try await DirectAccess.examine(machine).matching(offered: blocks)
+        } catch { return "At the destination: \(error)" }
+        guard let layout = access.layout else { return "Its RAM blocks are not usable." }
+        let runDirectory = machine.runDirectory
+        let report = pullReport
+        try PullFiles(token: token.text, blocks: access.blocks).write(runDirectory)
+        pull = try await offPool("apus-pager") {
+            let pager = try Pager.enter(
+                pid: machine.pid,
+                areas: access.blocks.map { Pager.Area(address: $0.address, byteCount: $0.byteCount) },
+                journal: PullFiles.journalPath(runDirectory))
+            let words = try PullFiles.read(runDirectory)?.words(runDirectory, layout)
+            guard let words else { throw SystemError("open", code: 2) }
+            return PullDestination(layout: layout, pager: pager, words: words, report: report)
+        }
+        expectPull(token)
+        return nil
+    }
+
+    /// Takes up what an agent that was killed has left.
+    func resumePull() async {
+        guard let files = PullFiles.read(runDirectory), let token = Token(text: files.token) else { return endPull() }
+        let runDirectory = runDirectory
+        let report = pullReport
+        let access = DirectAccess(blocks: files.blocks, usesDirectIO: false)
+        do {
+            let pull: PullDestination? = try await offPool("apus-pager") {
+                guard let layout = access.layout,
+                    let pager = try Pager.takeOver(journal: PullFiles.journalPath(runDirectory))
+                else { return nil }
+                let pull = PullDestination(
+                    layout: layout, pager: pager, words: try files.words(runDirectory, layout), report: report)
+                try pull.takeOver(try access.windows())
+                return pull
+            }
+            guard let pull else { return endPull() }
+            self.pull = pull
+            self.token = token
+            expectPull(token)
+        } catch {
+            // Gone with its QEMU, which is noticed elsewhere; or tried again by the next agent.
+            status.notes.append("The missing pages of \(vm) cannot be fetched: \(error).")
+        }
+    }
+
+    private func expectPull(_ token: Token) {
+        guard let pull else { return }
+        services.lanes.expectPull(token) { connection in try? pull.attach(connection) }
+    }
+
+    private nonisolated var pullReport: @Sendable (PullEvent) -> Void {
+        { [self] event in
+            switch event {
+            case .whole: Task { await self.leavePull() }
+            case .linkLost: Task { await self.loseLink() }
+            case .failed(let failure): self.post(.localFailed(SessionProblem(failure)))
+            }
+        }
+    }
+
+    /// Nothing is missing: takes everything out of QEMU again. As long as that fails it is tried again.
+    private func leavePull() async {
+        guard let pull else { return }
+        while true {
+            do {
+                try await offPool("apus-pager") { try pull.leave() }
+                return endPull()
+            } catch {
+                logger.warning("pager: \(error)", metadata: ["job": "\(job)"])
+                if machine?.exit != nil || isOver { return }
+                try? await Task.sleep(for: SessionTimes.beat)
+            }
+        }
+    }
+
+    private func endPull() {
+        let counts = pull?.counts() ?? PullCounts()
+        pull = nil
+        if let token { services.lanes.forgetPull(token) }
+        PullFiles.remove(runDirectory)
+        post(.becameWhole(counts))
+    }
+
+    /// What the source is told about the guest that runs: with pages missing, how to bring them.
+    func withPull(_ report: ResumeReport) -> ResumeReport {
+        guard let pull, let token, pull.isFlipped else { return report }
+        var report = report
+        report.pullToken = token.text
+        report.pull = pull.counts()
+        return report
+    }
+
+    /// Looked at every beat: an operator must know when the source stays away.
+    func watchSource() {
+        guard case .pulling = session.state, let pull else { return sourceAway = nil }
+        if let link, !link.isClosed { return sourceAway = nil }
+        let since = sourceAway ?? Instant.now()
+        sourceAway = since
+        let limitS = services.config.link.sourceLossS
+        guard Instant.now().ms(since: since) > limitS * 1000 else { return }
+        sourceAway = since.adding(ms: limitS * 1000)
+        post(.sourceSilent(.sourceAway(peer: "\(peer)", forS: limitS, missing: pull.missingText())))
+    }
+}
+
+extension SessionProblem {
+    static func sourceAway(peer: String, forS seconds: Double, missing: String) -> SessionProblem {
+        SessionProblem(
+            "source-away",
+            "The source at \(peer) has not been reached for \(Int(seconds)) s. Still missing here: \(missing).",
+            advice:
+                "The VM runs here and stands still where it touches a missing page, until the source comes back. If its "
+                + "host is gone for good, so are these pages: stop the VM and restore it.")
+    }
+}

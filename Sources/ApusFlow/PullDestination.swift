@@ -1,0 +1,379 @@
+internal import ApusCodec
+public import ApusFabric
+public import ApusMemory
+public import ApusSystem
+internal import ApusWire
+internal import Synchronization
+
+/// What a destination says while pages are missing there.
+public enum PullEvent: Sendable, Equatable {
+    /// Nothing is missing any more.
+    case whole
+    /// A connection to the source broke.
+    case linkLost
+    /// Pages cannot be installed, or the source does not keep to the protocol.
+    case failed(FlowFailure)
+}
+
+/// A VM that runs here although pages of it are missing: whoever touches one waits until it has come.
+///
+/// ```
+///   userfaultfd ──▶ fault thread ──▶ wanted ════▶ source         the touched page first, then its neighbourhood
+///                        │                           │
+///                        └─ a hole, not missing: zeros
+///   urgent thread ◀═════ batches ════════════════════┤           each installs by UFFDIO_COPY, which never overwrites,
+///   push thread   ◀═════ batches ════════════════════┘           and then settles the pages: their home is here
+/// ```
+///
+/// What is missing stands in a file (``WordFile``), so that the successor of an agent that was killed goes on. A page that
+/// guest RAM has is never missing, whatever the file says: it may have been installed a moment before the end.
+public final class PullDestination: Sendable {
+    private struct Waiting: Sendable {
+        let page: PageNumber
+        let since: Instant
+    }
+    private struct Content: Sendable {
+        /// nil: the flip has not come.
+        var residence: Residence?
+        var waiting: [Waiting] = []
+        var latencies = LatencyHistogram()
+        var counts = PullCounts()
+        var flipped = Instant.now()
+        var isOver = false
+        var saidWhole = false
+
+        /// Whoever waited for one of these pages goes on.
+        mutating func answer(_ first: PageNumber, _ count: Int, _ now: Instant) {
+            guard !waiting.isEmpty else { return }
+            for wait in waiting where wait.page >= first && wait.page < first + PageNumber(count) {
+                latencies.add(us: now.ms(since: wait.since) * 1000)
+            }
+            waiting.removeAll { $0.page >= first && $0.page < first + PageNumber(count) }
+        }
+    }
+
+    public let layout: Layout
+    private let pager: Pager
+    private let words: WordFile
+    private let report: @Sendable (PullEvent) -> Void
+    private let content = Monitor(Content())
+    private let isOver = Atomic(false)
+    private let connections = PullConnections()
+    /// The sending half of a new urgent connection, on its way to the fault thread.
+    private let offered = Monitor<OneShot<FrameSender>?>(nil)
+    private let isOffered = Atomic(false)
+
+    /// After a fault the next one is looked for without sleeping: waking up takes longer than serving it.
+    private static let spinMs = 0.3
+    private static let sleepMs = 20
+    /// Pages around a touched one that are fetched with it.
+    public static let windowPages = 16
+
+    /// Words that the file of a VM of this size has.
+    public static func wordCount(_ layout: Layout) -> Int { max(1, (Int(layout.pageCount) + 63) / 64) }
+
+    /// - Parameters:
+    ///   - layout: the blocks that the source owns.
+    ///   - pager: its areas are these blocks, in order.
+    ///   - words: of ``wordCount(_:)``.
+    ///   - report: called from any thread; must not block.
+    public init(layout: Layout, pager: Pager, words: WordFile, report: @escaping @Sendable (PullEvent) -> Void) {
+        precondition(words.wordCount == Self.wordCount(layout) && pager.areas.count == layout.blocks.count)
+        self.layout = layout
+        self.pager = pager
+        self.words = words
+        self.report = report
+    }
+
+    // MARK: The flip
+
+    /// The source's last word on its memory; everything sent before is installed. The guest does not run yet.
+    ///
+    /// Empties what is missing, notes it, and from then on answers whoever touches it.
+    /// - Parameter windows: the blocks of `layout`, in order.
+    func flip(missing: PageSet, _ windows: [GuestWindow]) throws(FlowFailure) {
+        for index in 0..<missing.wordCount { words[index] = missing[word: index] }
+        do throws(InjectionError) { try pager.arm() } catch {
+            throw FlowFailure("pager", "Missing pages of the VM could not be watched: \(error).")
+        }
+        var page: PageNumber = 0
+        while let run = missing.nextStripeRun(from: page, to: missing.pageCount) {
+            page = run.first + PageNumber(run.count)
+            var first = run.first
+            while first < page, let index = layout.block(of: first) {
+                let block = layout.blocks[index]
+                let count = min(page, block.firstPage + block.pageCount) - first
+                try wrap("install") { () throws(SystemError) in
+                    try windows[index].punch(
+                        at: UInt64(first - block.firstPage) * UInt64(Limits.pageBytes),
+                        byteCount: UInt64(count) * UInt64(Limits.pageBytes))
+                }
+                first += count
+            }
+        }
+        try begin(missing)
+    }
+
+    /// Goes on where an agent that was killed has stopped.
+    ///
+    /// - Parameter windows: the blocks of `layout`, in order.
+    public func takeOver(_ windows: [GuestWindow]) throws(FlowFailure) {
+        var missing = PageSet(pageCount: layout.pageCount)
+        for index in 0..<missing.wordCount { missing[word: index] = words[index] }
+        for (block, window) in zip(layout.blocks, windows) {
+            for range in try wrap("install", { () throws(SystemError) in try window.dataRanges() }) {
+                let first = range.lowerBound / UInt64(Limits.pageBytes)
+                let end = (range.upperBound + UInt64(Limits.pageBytes) - 1) / UInt64(Limits.pageBytes)
+                missing.remove(first: block.firstPage + PageNumber(first), count: Int(end - first))
+            }
+        }
+        try begin(missing)
+    }
+
+    private func begin(_ missing: PageSet) throws(FlowFailure) {
+        let residence = Residence(missing: missing)
+        content.update { content in
+            content.residence = residence
+            content.counts.missingAtFlip = UInt64(residence.missingCount)
+            content.flipped = Instant.now()
+        }
+        try wrap("pager") { () throws(SystemError) in _ = try WorkerThread("apus-fault") { [self] in serveFaults() } }
+        sayWhole()
+    }
+
+    /// Takes the userfaultfd out of QEMU; only when nothing is missing. Blocks.
+    public func leave() throws(InjectionError) {
+        precondition(content.read { $0.residence?.isWhole ?? false }, "pages are missing")
+        try pager.leave()
+        stop()
+    }
+
+    /// Ends all threads and connections. The userfaultfd stays in QEMU: whoever touches a missing page waits.
+    public func stop() {
+        isOver.store(true, ordering: .relaxed)
+        content.update { $0.isOver = true }
+        connections.end()
+    }
+
+    /// The source has said what is missing.
+    public var isFlipped: Bool { content.read { $0.residence != nil } }
+
+    public func counts() -> PullCounts {
+        content.read { content in
+            var counts = content.counts
+            counts.missing = UInt64(content.residence?.missingCount ?? 0)
+            counts.faults = content.latencies.count
+            counts.faultP50Us = content.latencies.quantile(0.5)
+            counts.faultP99Us = content.latencies.quantile(0.99)
+            counts.faultMaxUs = content.latencies.maxUs
+            counts.stallMs = content.latencies.sumUs / 1000
+            return counts
+        }
+    }
+
+    /// Which pages are missing, for people: the first few runs, and how many pages there are in all.
+    public func missingText() -> String {
+        let (missing, count) = content.read { ($0.residence?.missing, $0.residence?.missingCount ?? 0) }
+        guard let missing else { return "all pages" }
+        var runs: [String] = []
+        var page: PageNumber = 0
+        while runs.count < 8, let run = missing.nextStripeRun(from: page, to: missing.pageCount) {
+            page = run.first + PageNumber(run.count)
+            runs.append(run.count == 1 ? "\(run.first)" : "\(run.first)-\(page - 1)")
+        }
+        return "\(count) pages: " + runs.joined(separator: ", ") + (page < missing.pageCount ? " …" : "")
+    }
+
+    // MARK: Connections
+
+    /// Takes one of the source's two connections; a former one of the same kind is dropped.
+    public func attach(_ connection: consuming Connection) throws(SystemError) {
+        let isUrgent = connection.hello.lane == PullServer.urgentLane
+        try connections.begin(connection, isUrgent ? "apus-urgent" : "apus-pull") { [self] connection, isCurrent in
+            do throws(FlowFailure) { try receive(connection, isUrgent: isUrgent) } catch {
+                if isCurrent() { report(error == .linkLost ? .linkLost : .failed(error)) }
+            }
+        }
+    }
+
+    private func receive(_ connection: consuming Connection, isUrgent: Bool) throws(FlowFailure) {
+        guard let missing = waitForFlip() else { return }
+        var receiver = connection.receiver
+        var sender: FrameSender? = connection.sender
+        if isUrgent, let mine = sender.take() {
+            let handed = OneShot(mine)
+            offered.update { $0 = handed }
+            isOffered.store(true, ordering: .releasing)
+        } else {
+            for piece in ResidencePayload.pieces(missing) { try Self.send(&sender, .residence, piece) }
+        }
+        let share = LaneShare(lane: 0, lanes: 1)
+        var decoder = BatchDecoder(layout: layout, share)
+        var replica = ReplicaMap(share)
+        var installer = PullInstaller(self, isUrgent: isUrgent)
+        var (bytes, frames): (UInt64, UInt64) = (0, 0)
+        while let frame = try Self.receive(&receiver) {
+            guard frame.kind == .batch else {
+                throw FlowFailure("peer", "The source sent a \(frame.kind) frame among missing pages.")
+            }
+            try Self.install(&receiver, &decoder, &replica, &installer)
+            bytes += UInt64(FrameHeader.byteCount + frame.length)
+            frames += 1
+            let frameBytes = UInt64(FrameHeader.byteCount + frame.length)
+            content.update { $0.counts.wireBytes += frameBytes }
+            if !isUrgent { try Self.credit(&sender, bytes, frames) }
+            sayWhole()
+        }
+        throw .linkLost
+    }
+
+    /// What is missing at the flip, or now, if it has been; nil: it is over.
+    private func waitForFlip() -> PageSet? {
+        content.wait { $0.isOver ? .some(nil) : $0.residence.map { .some($0.missing) } } ?? nil
+    }
+
+    private static func receive(_ receiver: inout FrameReceiver) throws(FlowFailure) -> FrameHeader? {
+        do throws(FabricError) { return try receiver.receive() } catch { throw broken(error) }
+    }
+
+    private static func send(
+        _ sender: inout FrameSender?, _ kind: FrameKind, _ bytes: [UInt8]
+    ) throws(FlowFailure) {
+        do throws(FabricError) { _ = try sender?.send(kind, lane: PullServer.pushLane, bytes.rawBytes) } catch {
+            throw broken(error)
+        }
+    }
+
+    private static func credit(
+        _ sender: inout FrameSender?, _ bytes: UInt64, _ frames: UInt64
+    ) throws(FlowFailure) {
+        var writer = PageBuffer(byteCount: 16)
+        writer.store(bytes, at: 0)
+        writer.store(frames, at: 8)
+        do throws(FabricError) { _ = try sender?.send(.credit, lane: PullServer.pushLane, writer.bytes) } catch {
+            throw broken(error)
+        }
+    }
+
+    private static func install(
+        _ receiver: inout FrameReceiver, _ decoder: inout BatchDecoder, _ replica: inout ReplicaMap,
+        _ installer: inout PullInstaller
+    ) throws(FlowFailure) {
+        do throws(PayloadError) { _ = try decoder.decode(receiver.payload, &replica, into: &installer) } catch {
+            if case .install(let text) = error {
+                throw FlowFailure("install", "Missing pages could not be installed: \(text).")
+            }
+            throw FlowFailure("peer", "The source sent missing pages that are not valid: \(error).")
+        }
+    }
+
+    private static func broken(_ error: FabricError) -> FlowFailure {
+        error.isLoss ? .linkLost : FlowFailure("link", "A connection for missing pages broke: \(error)")
+    }
+
+    private func sayWhole() {
+        let isNews = content.update { content in
+            guard content.residence?.isWhole == true, !content.saidWhole, !content.isOver else { return false }
+            content.saidWhole = true
+            content.counts.wholeMs = Instant.now().ms(since: content.flipped)
+            return true
+        }
+        if isNews { report(.whole) }
+    }
+
+    // MARK: Installing
+
+    /// Installs those pages of a run that are missing; `bytes` nil: zeros.
+    func install(
+        _ first: PageNumber, _ count: Int, _ bytes: RawSpan?, isUrgent: Bool
+    ) throws(SystemError) {
+        guard let index = layout.block(of: first) else { preconditionFailure("the decoder checked the page") }
+        let start = layout.blocks[index].firstPage
+        var done = 0
+        while done < count {
+            let page = first + PageNumber(done)
+            // Not what is here already: the guest may have given it back meanwhile, and must not see it again.
+            let run = content.read { $0.residence?.missing.uniformRun(from: page, count: count - done) }
+            guard let run else { return }
+            defer { done += run.count }
+            guard run.inSet else { continue }
+            let offset = UInt64(page - start) * UInt64(Limits.pageBytes)
+            if let bytes {
+                let from = done * Limits.pageBytes
+                try pager.fill(index, at: offset, bytes.extracting(from..<from + run.count * Limits.pageBytes))
+            } else {
+                try pager.fillZero(index, at: offset, byteCount: run.count * Limits.pageBytes)
+            }
+            settle(page, run.count, isUrgent: isUrgent)
+        }
+    }
+
+    private func settle(_ first: PageNumber, _ count: Int, isUrgent: Bool) {
+        let now = Instant.now()
+        content.update { content in
+            let settled = content.residence?.settle(first: first, count: count) { words[$0] = $1 } ?? 0
+            if isUrgent {
+                content.counts.faultedPages += UInt64(settled)
+            } else {
+                content.counts.pushedPages += UInt64(settled)
+            }
+            content.answer(first, count, now)
+        }
+    }
+
+    // MARK: Faults
+
+    private func serveFaults() {
+        var faults = WantedList(layout)
+        var lastFault = Instant.now()
+        while !isOver.load(ordering: .relaxed) {
+            if isOffered.exchange(false, ordering: .acquiring), let box = offered.update({ $0.take() }),
+                let sender = box.take()
+            {
+                faults.sender = consume sender
+                faults.forgetAsked()
+                // What was asked for on the former connection may be lost.
+                for page in content.read({ $0.waiting.map(\.page) }) { ask(page, &faults) }
+                faults.send()
+            }
+            let isBusy = Instant.now().ms(since: lastFault) < Self.spinMs
+            let count: Int
+            do throws(SystemError) {
+                count = try pager.takeFaults(waitMs: isBusy ? 0 : Self.sleepMs) { area, offset in
+                    faults.touched.append(
+                        layout.blocks[area].firstPage + PageNumber(offset / UInt64(Limits.pageBytes)))
+                }
+                guard count > 0 else { continue }
+                lastFault = Instant.now()
+                for page in faults.touched { try handle(page, lastFault, &faults) }
+            } catch {
+                // Its QEMU has gone; whoever watches that tells.
+                return
+            }
+            faults.touched.removeAll(keepingCapacity: true)
+            faults.send()
+        }
+    }
+
+    private func handle(_ page: PageNumber, _ now: Instant, _ faults: inout WantedList) throws(SystemError) {
+        let isMissing = content.update { content in
+            guard content.residence?.home(of: page) == .source else { return false }
+            if !content.waiting.contains(where: { $0.page == page }) {
+                content.waiting.append(Waiting(page: page, since: now))
+            }
+            return true
+        }
+        if isMissing { return ask(page, &faults) }
+        guard let index = layout.block(of: page) else { return }
+        // Never used by the guest, or given back by it; or it has come while this was on its way.
+        let offset = UInt64(page - layout.blocks[index].firstPage) * UInt64(Limits.pageBytes)
+        try pager.fillZero(index, at: offset, byteCount: Limits.pageBytes)
+    }
+
+    private func ask(_ page: PageNumber, _ faults: inout WantedList) {
+        guard faults.sender != nil, faults.note(page, 1) else { return }
+        content.read { content in
+            content.residence?.eachMissingRun(around: page, pages: Self.windowPages) { faults.noteRest($0, $1) }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+import ApusAPI
+import ApusLab
+import ApusSystem
+import Foundation
+import Testing
+
+extension RealGuests {
+    /// The guest moves first, its memory follows.
+    @Suite(.enabled(if: HostPair.canMakeNamespaces, "needs root")) struct PostcopyTests {
+        private static let vm = "g"
+
+        private func with(
+            _ program: String, rate: UInt64, _ body: (_ source: Agent, _ destination: Agent) async throws -> Void
+        ) async throws {
+            try await Lab.with { lab in
+                let pair = try await HostPair.make(in: lab, rate: rate)
+                let peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
+                let source = try await Agent.start("a", peer, pair.source, lab, port: 4600)
+                let destination = try await Agent.start("b", peer, pair.destination, lab, port: 4601)
+                let image = try GuestImage.find()
+                let accelerator = await Accelerator.probe(qemu: program, image: image)
+                let console = try await source.run(
+                    FaultStage.workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator)
+                lab.later("console") { await console.close() }
+                try await console.verdicts(1, seconds: 90)
+                try await body(source, destination)
+            }
+        }
+
+        private func move(_ source: Agent, to destination: Agent, _ options: [String]) async throws -> JobStatus {
+            let text = try await source.apus(
+                ["migrate", Self.vm, destination.endpoint, "--json"] + options, seconds: 90)
+            let last = try #require(text.split(separator: "\n").last.map(String.init))
+            return try (try? Agent.decode(JobStatus.self, last)) ?? Agent.decode(JobStatus.self, text)
+        }
+
+        private func expectProof(at agent: Agent) async throws {
+            let console = try await Console.connect(path: agent.consolePath(of: Self.vm))
+            try await console.verdicts(2, seconds: 60)
+            await console.close()
+        }
+
+        private func userfaultfds(in agent: Agent) async throws -> Int {
+            let pid = try #require(try await agent.qemuPID(of: Self.vm))
+            return try FileManager.default.contentsOfDirectory(atPath: "/proc/\(pid)/fd").count {
+                ProcFile.link("/proc/\(pid)/fd/\($0)")?.contains("userfaultfd") == true
+            }
+        }
+
+        @Test(
+            .timeLimit(.minutes(4)),
+            arguments: [QemuProgram.installed, QemuProgram.newer].compactMap(\.self), ["postcopy", "hybrid"])
+        func aBusyGuestIsFollowedByItsMemory(program: String, mode: String) async throws {
+            try await with(program, rate: 1_000_000_000) { source, destination in
+                let job = try await move(source, to: destination, ["--mode", mode])
+                #expect(job.phase == .completed && job.summary?.port == .direct, "\(job)")
+                let pull = try #require(job.summary?.pull)
+                print("\(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
+                #expect(pull.missingPages > (mode == "postcopy" ? 10_000 : 0))
+                #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
+                #expect(mode == "hybrid" || (pull.faults > 0 && pull.stallMs > 0))
+                try await expectProof(at: destination)
+                #expect(try await userfaultfds(in: destination) == 0)
+                #expect(!destination.machineFiles().contains { $0.contains("pull.") || $0.contains("journal") })
+                let back = try await move(destination, to: source, [])
+                #expect(back.phase == .completed && back.summary?.port == .direct, "\(back)")
+                try await expectProof(at: source)
+            }
+        }
+    }
+}
