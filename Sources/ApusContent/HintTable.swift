@@ -46,24 +46,36 @@ public struct HintTable: ~Copyable, Sendable {
 
     /// False when the hint is there already, or the table is full; what was there stays.
     public mutating func insert(_ hint: UInt64, _ value: UInt32) -> Bool {
-        precondition(value <= Self.valueMax)
-        guard count < entriesMax else { return false }
-        guard let place = freePlace(hint) else { return false }
-        let tag = UInt64(UInt32(truncatingIfNeeded: hint))
-        var bytes = memory.mutableBytes
-        bytes.store(littleEndian: UInt64(value + 1) << 32 | tag, at: place * Self.entryBytes)
+        let (place, isTaken) = place(of: hint)
+        guard !isTaken, count < entriesMax else { return false }
+        store(hint, value, at: place)
         count += 1
         return true
     }
 
-    /// Nil: the hint is there.
-    private func freePlace(_ hint: UInt64) -> Int? {
+    /// As ``insert(_:_:)``, but the new value takes the place of what was there. False: the table is full.
+    public mutating func replace(_ hint: UInt64, _ value: UInt32) -> Bool {
+        let (place, isTaken) = place(of: hint)
+        guard isTaken else { return insert(hint, value) }
+        store(hint, value, at: place)
+        return true
+    }
+
+    private mutating func store(_ hint: UInt64, _ value: UInt32, at place: Int) {
+        precondition(value <= Self.valueMax)
+        var bytes = memory.mutableBytes
+        let tag = UInt64(UInt32(truncatingIfNeeded: hint))
+        bytes.store(littleEndian: UInt64(value + 1) << 32 | tag, at: place * Self.entryBytes)
+    }
+
+    /// Where the hint is, or would be.
+    private func place(of hint: UInt64) -> (place: Int, isTaken: Bool) {
         let bytes = memory.bytes
         var place = firstPlace(hint)
         while true {
             let entry: UInt64 = bytes.littleEndian(at: place * Self.entryBytes)
-            if entry == 0 { return place }
-            if UInt32(truncatingIfNeeded: entry) == UInt32(truncatingIfNeeded: hint) { return nil }
+            if entry == 0 { return (place, false) }
+            if UInt32(truncatingIfNeeded: entry) == UInt32(truncatingIfNeeded: hint) { return (place, true) }
             place = next(place)
         }
     }

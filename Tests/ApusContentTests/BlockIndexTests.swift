@@ -139,8 +139,8 @@ private func makeImage(_ folder: TestFolder, _ blocks: [Int?], name: String = "d
         for number in 0..<1000 where number % 3 != 0 {
             let block = try #require(find(index, number), "page \(number) is not found")
             _ = try file.read(at: UInt64(block) * 4096, into: &buffer, 0..<4096)
-            let isSame = buffer.bytes.equals(page(number).rawBytes)
-            #expect(isSame)
+            let isRight = buffer.bytes.equals(page(number).rawBytes)
+            #expect(isRight)
         }
     }
 

@@ -111,6 +111,13 @@ import Testing
             var store = try SnapshotStore.open(path: made.path, bytesMax: 1 << 30)
             let count = try store.readable("vm", memory) ?? -1
             #expect(count >= 200 - 48 && count < 200)
+            // What has rotted is stored anew when it comes again.
+            try store.put("again", memory)
+            let again = try store.readable("again", memory)
+            #expect(again == 200)
+            for name in made.names where name.hasPrefix("00000002") {
+                try FileManager.default.removeItem(atPath: made.file(name))
+            }
         }
     }
 

@@ -40,6 +40,8 @@ private struct IndexPlan {
     /// Ascending.
     let extents: [UInt32]
     let head: SidecarHead
+    /// The image was written to just now.
+    let isFresh: Bool
 
     static func of(_ order: IndexOrder) throws(IndexError) -> IndexPlan {
         let image = try ImageReader.openImage(order.image)
@@ -62,7 +64,8 @@ private struct IndexPlan {
             lastHint: try hint(image, ofBlock: lastBlock, order.key), stride: UInt32(stride), extents: 0,
             unreadable: 0, isComplete: false)
         return IndexPlan(
-            image: image, extents: Swift.stride(from: 0, to: all.count, by: stride).map { all[$0] }, head: head)
+            image: image, extents: Swift.stride(from: 0, to: all.count, by: stride).map { all[$0] }, head: head,
+            isFresh: FileStamp.nowNs() < stamp.writtenNs + ContentLimits.stampTrustNs)
     }
 
     private static func extentsWithData(_ image: Descriptor, byteCount: UInt64) throws(SystemError) -> [UInt32] {
@@ -131,6 +134,8 @@ private struct IndexBuilder: ~Copyable {
             }
             // Only whole extents are kept: what follows is written over.
         } else {
+            // A write so shortly before the stamp was taken may share its time with one that comes while we read.
+            if plan.isFresh { head.stamp.writtenNs = 0 }
             part = Sidecar(try Descriptor.create(partPath))
             try part.write(head)
         }
@@ -210,8 +215,6 @@ private struct IndexBuilder: ~Copyable {
         head.extents = UInt32(part.extents)
         head.unreadable = UInt32(unreadable)
         head.isComplete = true
-        // A write so shortly before we began may share its time with one that came after.
-        if FileStamp.nowNs() < head.stamp.writtenNs + ContentLimits.stampTrustNs { head.stamp.writtenNs = 0 }
         try part.finish(head)
     }
 }

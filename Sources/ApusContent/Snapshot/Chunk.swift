@@ -125,7 +125,7 @@ struct ChunkWriter: ~Copyable {
     }
 }
 
-/// Reads chunks back, one at a time.
+/// Reads chunks back; the one it has read last is not read again.
 struct ChunkReader: ~Copyable {
     private var stored = PageBuffer(byteCount: ChunkLayout.bytesMax)
     private var pages = PageBuffer(byteCount: ContentLimits.chunkPages * Limits.pageBytes)
@@ -133,39 +133,39 @@ struct ChunkReader: ~Copyable {
     private(set) var count = 0
     /// Of the whole chunk.
     private(set) var byteCount = 0
+    private var loaded = PagePlace.none
+    private var isExpanded = false
 
     init?() {
         guard let pieces = ZstdPieces(level: 1) else { return nil }
         self.pieces = pieces
     }
 
-    /// False: there is no whole chunk at `offset`; then no page of it may be asked for.
-    mutating func load(_ file: Descriptor, at offset: UInt64) throws(SystemError) -> Bool {
+    /// What a segment's number means may change from now on.
+    mutating func forget() { loaded = .none }
+
+    /// Reads the chunk of a page. False: there is no whole chunk; then no page of it may be asked for.
+    mutating func load(_ file: Descriptor, _ place: PagePlace) throws(SystemError) -> Bool {
+        if loaded == place.of(0) { return true }
+        loaded = .none
         count = 0
-        let have = try file.read(at: offset, into: &stored, 0..<ChunkLayout.bytesMax)
+        isExpanded = false
+        let have = try file.read(at: place.offset, into: &stored, 0..<ChunkLayout.bytesMax)
         guard let head = head(have) else { return false }
         byteCount = ChunkLayout.headBytes + head.pages * PageName.byteCount + head.bodyBytes
         guard byteCount <= have, Checksum.of(stored.bytes.extracting(8..<byteCount)) == stored.word(at: 0) else {
             return false
         }
         count = head.pages
-        return true
-    }
-
-    /// The names alone of the chunk at `offset`, which are not proved by its checksum.
-    mutating func loadNames(_ file: Descriptor, at offset: UInt64) throws(SystemError) -> Bool {
-        count = 0
-        let namesEnd = ChunkLayout.headBytes + ContentLimits.chunkPages * PageName.byteCount
-        let have = try file.read(at: offset, into: &stored, 0..<namesEnd)
-        guard let head = head(have), ChunkLayout.headBytes + head.pages * PageName.byteCount <= have else {
-            return false
-        }
-        count = head.pages
+        loaded = place.of(0)
         return true
     }
 
     /// Expands the chunk loaded last; false: it is not what its head says.
-    mutating func expand() -> Bool { Self.expand(count, stored, pieces, into: &pages) }
+    mutating func expand() -> Bool {
+        if !isExpanded { isExpanded = Self.expand(count, stored, pieces, into: &pages) }
+        return isExpanded
+    }
 
     private static func expand(
         _ count: Int, _ stored: borrowing PageBuffer, _ pieces: borrowing ZstdPieces, into pages: inout PageBuffer

@@ -126,12 +126,12 @@ struct PageDirectory: ~Copyable {
         if table.count == table.entriesMax {
             guard table.entriesMax < Int(UInt32.max / 4), var larger = HintTable(entriesMax: table.entriesMax * 2)
             else { return false }
-            for index in 0..<pages.count { _ = larger.insert(pages.hint(index), UInt32(index)) }
+            for index in 0..<pages.count { _ = larger.replace(pages.hint(index), UInt32(index)) }
             table = larger
         }
         guard pages.append(hint, place) else { return false }
-        // A page that is there twice, after a kill in the middle of copying, is found once.
-        _ = table.insert(hint, UInt32(pages.count - 1))
-        return true
+        // A page may be there twice: copied by a collection that was killed, or stored anew because the older copy has
+        // rotted. The later one is found, and the other is given back in time.
+        return table.replace(hint, UInt32(pages.count - 1))
     }
 }

@@ -61,7 +61,6 @@ public struct SnapshotReader: ~Copyable, Sendable {
     private let snapshot: Snapshot
     private let key: ContentKey
     private var chunk: ChunkReader
-    private var loaded = PagePlace.none
 
     /// Nil: the snapshot is of another trust domain, or there is no memory.
     public init?(_ snapshot: Snapshot, _ key: ContentKey) {
@@ -78,20 +77,12 @@ public struct SnapshotReader: ~Copyable, Sendable {
     ) -> Bool {
         guard page < snapshot.pageCount else { return false }
         let place = snapshot.place(of: page)
-        guard place != .none, load(place), place.index < chunk.count else { return false }
+        guard place != .none, let file = snapshot.file(place.segment), (try? chunk.load(file, place)) == true,
+            place.index < chunk.count, chunk.expand()
+        else { return false }
         let bytes = chunk.page(place.index)
         guard key.digest(of: bytes) == digest else { return false }
         buffer.write(bytes, at: offset)
-        return true
-    }
-
-    private mutating func load(_ place: PagePlace) -> Bool {
-        if loaded != .none && loaded.segment == place.segment && loaded.offset == place.offset { return true }
-        loaded = .none
-        guard let file = snapshot.file(place.segment), (try? chunk.load(file, at: place.offset)) == true,
-            chunk.expand()
-        else { return false }
-        loaded = place
         return true
     }
 }

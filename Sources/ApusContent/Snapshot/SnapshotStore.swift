@@ -147,9 +147,10 @@ public struct SnapshotStore: ~Copyable, Sendable {
     private mutating func holds(_ name: PageName) -> Bool {
         guard let number = directory.find(name.hint) else { return false }
         let place = directory.pages.place(number)
-        guard let file = file(place.segment), (try? names.loadNames(file, at: place.offset)) == true,
-            place.index < names.count
-        else { return false }
+        // With its checksum: a copy that has rotted is none.
+        guard let file = file(place.segment), (try? names.load(file, place)) == true, place.index < names.count else {
+            return false
+        }
         return names.name(place.index) == name
     }
 
@@ -186,6 +187,7 @@ public struct SnapshotStore: ~Copyable, Sendable {
         guard var fresh = PageDirectory() else { throw SystemError("mmap", code: SystemError.noMemory) }
         segments.forgetAll()
         files = [:]
+        names.forget()
         var pages = SegmentPages()
         for name in try Folder.names(in: path).sorted() {
             guard let number = SegmentLayout.number(of: name, suffix: ".segment") else { continue }
@@ -212,7 +214,9 @@ public struct SnapshotStore: ~Copyable, Sendable {
         let have = try file.read(at: 0, into: &head, 0..<SegmentLayout.headBytes)
         var end = UInt64(SegmentLayout.headBytes)
         if have == SegmentLayout.headBytes, head.bytes.littleEndian(at: 0, as: UInt64.self) == SegmentLayout.magic {
-            while end < UInt64(ContentLimits.segmentBytes), try names.load(file, at: end) {
+            while end < UInt64(ContentLimits.segmentBytes),
+                try names.load(file, PagePlace(segment: number, offset: Int(end), index: 0))
+            {
                 for index in 0..<names.count {
                     let place = PagePlace(segment: number, offset: Int(end), index: index)
                     guard pages.append(names.name(index).hint, place) else {

@@ -133,12 +133,12 @@ extension SnapshotStore {
         }
         for number in sparse {
             let file = try Descriptor.open(segmentPath(number), .read)
-            var at = UInt64(SegmentLayout.headBytes)
-            while try reader.load(file, at: at) {
+            var at = PagePlace(segment: number, offset: SegmentLayout.headBytes, index: 0)
+            while try reader.load(file, at) {
                 let needed = (0..<reader.count).filter { index in
                     guard let page = directory.find(reader.name(index).hint) else { return false }
-                    let here = PagePlace(segment: number, offset: Int(at), index: index)
-                    return directory.pages.place(page) == here && used[page >> 6] & (1 << UInt64(page & 63)) != 0
+                    return directory.pages.place(page) == at.of(index)
+                        && used[page >> 6] & (1 << UInt64(page & 63)) != 0
                 }
                 if !needed.isEmpty && reader.expand() {
                     for index in needed {
@@ -146,7 +146,9 @@ extension SnapshotStore {
                         copies.add(reader.name(index), reader.page(index))
                     }
                 }
-                at = ChunkLayout.next(after: at + UInt64(reader.byteCount))
+                let next = ChunkLayout.next(after: at.offset + UInt64(reader.byteCount))
+                if next >= UInt64(ContentLimits.segmentBytes) { break }
+                at = PagePlace(segment: number, offset: Int(next), index: 0)
             }
         }
         try flush(&copies)
