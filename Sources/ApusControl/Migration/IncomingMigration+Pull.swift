@@ -191,7 +191,7 @@ extension SessionProblem {
             "source-away",
             "The source at \(peer) has not been reached for \(Int(seconds)) s. Still missing here: \(missing).",
             advice:
-                "The VM runs here and stands still where it touches a missing page, until the source comes back. If its "
-                + "host is gone for good, so are these pages: stop the VM and restore it.")
+                "The VM stands still where it touches a missing page, until the source comes back. If its host is gone for "
+                + "good, so are these pages: give the VM up with `apus job resolve JOB --revert`, and restore it.")
     }
 }

@@ -167,7 +167,11 @@ actor IncomingMigration {
 
     /// Tells the registry what the VM is to this host from now on.
     private func reflect(_ stage: DestinationStage) async {
-        guard let machine else { return }
+        guard let machine else {
+            // Its monitor has not answered this agent yet.
+            if case .completed = stage { await services.machines.promote(vm, job: job) }
+            return
+        }
         do {
             switch stage {
             case .prepared:
