@@ -27,6 +27,8 @@ actor IncomingMigration {
     var token: Token?
     /// Pages that stayed at the source; nil: none can.
     var pull: PullDestination?
+    /// Pages are missing, and QEMU's questions for them are not heard yet.
+    var lacksPull = false
     /// Since when a source that should give pages is not reached.
     var sourceAway: Instant?
     /// The connection that QEMU's return path takes.
@@ -410,6 +412,7 @@ actor IncomingMigration {
             status.progress.wireBytes = counters.wireBytes
             watchOutage()
             watchSource()
+            if lacksPull && !isOver { await resumePull() }
             if let pull { status.progress.memoryRemainingBytes = pull.counts().missing * UInt64(Limits.pageBytes) }
             if !isOver { await services.board.publish(status) }
         }
