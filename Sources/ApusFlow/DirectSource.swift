@@ -85,7 +85,8 @@ struct DirectSource: ~Copyable {
             case .last:
                 // QEMU has stopped the guest and finished its requests.
                 try scan(holdLimit: 0)
-                if pull == .rest && rounds.readyCount > 0 { return orders.finished(rest: rounds.ready) }
+                // Even when it is empty: the destination waits for it.
+                if pull == .rest { return orders.finished(rest: rounds.ready) }
                 try sendReady()
                 return orders.finished()
             case .round: break

@@ -155,6 +155,8 @@ public final class PullDestination: Sendable {
         connections.end()
     }
 
+    /// The source has said what is missing, and all of that has come.
+    public var isWhole: Bool { content.read { $0.residence?.isWhole ?? false } }
     /// The source has said what is missing.
     public var isFlipped: Bool { content.read { $0.residence != nil } }
 

@@ -333,7 +333,7 @@ extension World {
             flow.connection = connection
             pull.isHeldByA = true
         case .serve: serve()
-        case .holdService: pull.service = 0
+        case .holdService: holdService()
         case .holdTransfer: holdTransfer()
         case .resumeTransfer(let point): resumeTransfer(point)
         case .raiseDowntimeLimit: limitRaised = true

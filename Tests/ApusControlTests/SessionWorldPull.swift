@@ -52,6 +52,12 @@ extension World {
         if collectsMarks { marks.insert("served") }
     }
 
+    /// What is on the connections for pages is gone with them.
+    mutating func holdService() {
+        pull.service = 0
+        toB.removeAll { if case .page = $0 { true } else { false } }
+    }
+
     mutating func sendPage() { toB.append(.page(pull.toSend.removeFirst())) }
 
     mutating func installPage(_ page: PageNumber) throws {

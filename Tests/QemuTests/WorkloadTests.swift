@@ -78,6 +78,7 @@ import Testing
         ("apus", []), ("apus-stream", ["--port", "stream", "--mode", "plain"]),
         ("apus-direct", ["--port", "direct", "--mode", "plain"]), ("apus-auto", ["--port", "auto", "--mode", "plain"]),
         ("apus-dsm", ["--mode", "dsm"]), ("apus-plain", ["--mode", "plain"]),
+        ("apus-hybrid", ["--mode", "hybrid"]), ("apus-postcopy", ["--mode", "postcopy"]),
         ("apus-dsm-stream", ["--port", "stream", "--mode", "dsm"]),
         ("apus-dsm-direct", ["--port", "direct", "--mode", "dsm"]),
     ])

@@ -48,12 +48,21 @@ extension DestinationSession {
     mutating func pulling(_ report: ResumeReport, _ event: DestinationEvent) -> [DestinationAction] {
         switch event {
         case .becameWhole(let counts): return complete(report.whole(counts))
-        case .received(.commit), .connected: return [.send(.running(report))]
+        case .received(.commit): return [.send(.running(report))]
+        case .connected:
+            isSourceAway = false
+            return [.send(.running(report))]
         // Said again and again: it is what makes the source give pages.
-        case .retryDue: return [.connect, .send(.running(report))]
+        case .retryDue: return [.connect, .send(.running(report)), .observeQemu]
         case .qemuDied, .qemuObserved(.dead): return lose(mayHaveRun: true)
-        case .received(.sourceLost(let problem)), .sourceSilent(let problem), .localFailed(let problem):
+        case .received(.sourceLost(let problem)), .sourceSilent(let problem):
+            isSourceAway = true
             return [.note(problem)]
+        case .localFailed(let problem): return [.note(problem)]
+        // Without these pages it is no VM any more. Only a person may say so, and only when nobody can give them.
+        case .resolve(commit: false) where isSourceAway:
+            state = .lost(mayHaveRun: true)
+            return [.discardQemu, .record(record(.lost(mayHaveRun: true))), .send(lossReport(true)), .finish]
         case .recordFailed(.pulling, let text):
             return [.note(SessionFailure.recordFailed(text).problem), .send(.running(report))]
         // Only after an operator's verdict can the source say this; it runs, or will run, the guest too.

@@ -61,6 +61,8 @@ public struct DestinationSession: Sendable {
     var resumes = false
     /// Pages may be missing: whoever touches one must be answered by this agent, or the guest stands still.
     var pulls = false
+    /// Pulling: nobody can give what is missing, as far as is known here.
+    var isSourceAway = false
 
     /// A new session; its first event is the offer.
     public init(job: String) {

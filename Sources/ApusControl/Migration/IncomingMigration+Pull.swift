@@ -99,29 +99,38 @@ extension IncomingMigration {
         return nil
     }
 
-    /// Takes up what an agent that was killed has left.
+    /// Takes up what an agent that was killed has left; tried again at every beat until it can be done.
     func resumePull() async {
-        guard let files = PullFiles.read(runDirectory), let token = Token(text: files.token) else { return endPull() }
         let runDirectory = runDirectory
+        let journal = PullFiles.journalPath(runDirectory)
+        // It goes last: without it nothing is missing, and with it nothing may be thought whole.
+        guard FileManager.default.fileExists(atPath: journal) else {
+            lacksPull = false
+            return endPull()
+        }
         let report = pullReport
-        let access = DirectAccess(blocks: files.blocks, usesDirectIO: false)
         do {
-            let pull: PullDestination? = try await offPool("apus-pager") {
-                guard let layout = access.layout,
-                    let pager = try Pager.takeOver(journal: PullFiles.journalPath(runDirectory))
-                else { return nil }
+            guard let files = PullFiles.read(runDirectory), let token = Token(text: files.token) else {
+                throw Problem("pull-files", "\(runDirectory)/pull.json cannot be read.")
+            }
+            let access = DirectAccess(blocks: files.blocks, usesDirectIO: false)
+            pull = try await offPool("apus-pager") {
+                guard let layout = access.layout, let pager = try Pager.takeOver(journal: journal) else {
+                    throw Problem("pull-files", "\(journal) cannot be used.")
+                }
                 let pull = PullDestination(
                     layout: layout, pager: pager, words: try files.words(runDirectory, layout), report: report)
                 try pull.takeOver(try access.windows())
                 return pull
             }
-            guard let pull else { return endPull() }
-            self.pull = pull
             self.token = token
+            lacksPull = false
             expectPull(token)
+            // What its thread has said may have come before it stood here.
+            if pull?.isWhole == true { await leavePull() }
         } catch {
-            // Gone with its QEMU, which is noticed elsewhere; or tried again by the next agent.
-            status.notes.append("The missing pages of \(vm) cannot be fetched: \(error).")
+            lacksPull = true
+            note(SessionProblem("pager", "Missing pages of \(vm) cannot be fetched: \(error)."))
         }
     }
 
@@ -146,7 +155,8 @@ extension IncomingMigration {
         while true {
             do {
                 try await offPool("apus-pager") { try pull.leave() }
-                return endPull()
+                if self.pull === pull { endPull() }
+                return
             } catch {
                 logger.warning("pager: \(error)", metadata: ["job": "\(job)"])
                 if machine?.exit != nil || isOver { return }
@@ -191,7 +201,7 @@ extension SessionProblem {
             "source-away",
             "The source at \(peer) has not been reached for \(Int(seconds)) s. Still missing here: \(missing).",
             advice:
-                "The VM runs here and stands still where it touches a missing page, until the source comes back. If its "
-                + "host is gone for good, so are these pages: stop the VM and restore it.")
+                "The VM stands still where it touches a missing page, until the source comes back. If its host is gone for "
+                + "good, so are these pages: give the VM up with `apus job resolve JOB --revert`, and restore it.")
     }
 }

@@ -27,6 +27,8 @@ actor IncomingMigration {
     var token: Token?
     /// Pages that stayed at the source; nil: none can.
     var pull: PullDestination?
+    /// Pages are missing, and QEMU's questions for them are not heard yet.
+    var lacksPull = false
     /// Since when a source that should give pages is not reached.
     var sourceAway: Instant?
     /// The connection that QEMU's return path takes.
@@ -167,7 +169,11 @@ actor IncomingMigration {
 
     /// Tells the registry what the VM is to this host from now on.
     private func reflect(_ stage: DestinationStage) async {
-        guard let machine else { return }
+        guard let machine else {
+            // Its monitor has not answered this agent yet.
+            if case .completed = stage { await services.machines.promote(vm, job: job) }
+            return
+        }
         do {
             switch stage {
             case .prepared:
@@ -406,6 +412,7 @@ actor IncomingMigration {
             status.progress.wireBytes = counters.wireBytes
             watchOutage()
             watchSource()
+            if lacksPull && !isOver { await resumePull() }
             if let pull { status.progress.memoryRemainingBytes = pull.counts().missing * UInt64(Limits.pageBytes) }
             if !isOver { await services.board.publish(status) }
         }

@@ -101,7 +101,8 @@ extension OutgoingMigration {
             throw SessionProblem(
                 "pages-lost",
                 "The source QEMU of \(request.vm) has ended while no agent held its memory: the pages that were not sent yet are gone.",
-                advice: "The VM at the destination cannot be completed; stop it there and restore it.")
+                advice:
+                    "The VM there stays incomplete: give it up with `apus job resolve JOB --revert`, and restore it.")
         }
         await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
         do {

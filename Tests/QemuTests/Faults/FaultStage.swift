@@ -76,7 +76,8 @@ final class FaultStage {
         _ body: (FaultStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
-            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), port, mode, reconnectS: reconnectS)
+            let stage = FaultStage(
+                lab, try await HostPair.make(in: lab, rate: rate), port, mode, reconnectS: reconnectS)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)

@@ -62,6 +62,8 @@ extension RealGuests {
                         try await stage.restart(stage.destination)
                         return try await stage.settle(job, .failed)
                     }
+                }
+                for moment in [FaultMoment.setup, .stopped] {
                     try await fault("kill -9 source agent", moment) {
                         let job = try await stage.begin(moment)
                         try await stage.source.kill()
@@ -93,11 +95,14 @@ extension RealGuests {
                     #expect(ended.phase == .failed)
                     FaultStage.expectsWords(ended.error, code: "pages-lost")
                     let there = try await stage.destination.job(of: FaultStage.vm, seconds: 20) { now in
-                        now.phase.isFinal || now.notes.contains { $0.contains("pages that were not sent yet are gone") }
+                        let isTold = now.notes.contains { $0.contains("pages that were not sent yet are gone") }
+                        return now.phase.isFinal || (isTold && now.progress.memoryRemainingBytes > 0)
                     }
                     #expect(there.phase == .pulling, "\(FaultStage.told(there))")
-                    #expect(there.progress.memoryRemainingBytes > 0)
-                    try await stage.destination.apus(["vm", "stop", "--force", FaultStage.vm])
+                    try await stage.destination.apus(["job", "resolve", there.id, "--revert"])
+                    let given = try await stage.destination.end(of: there.id, seconds: 10)
+                    #expect(given.phase == .failed)
+                    #expect(stage.destination.machineFiles() == [] && stage.lab.strangers == [])
                     return ended
                 }
             }
@@ -120,6 +125,8 @@ extension FaultStage {
     func beginPull() async throws -> JobStatus {
         try await rehearse()
         let job = try await migrate(maxDowntimeMs: Self.converging)
-        return try await source.job(of: Self.vm, seconds: 30) { $0.id == job.id && ($0.phase == .pulling || $0.phase.isFinal) }
+        return try await source.job(of: Self.vm, seconds: 30) {
+            $0.id == job.id && ($0.phase == .pulling || $0.phase.isFinal)
+        }
     }
 }
