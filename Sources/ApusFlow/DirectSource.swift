@@ -30,6 +30,7 @@ struct DirectSource: ~Copyable {
     private var rounds: DirtyRounds
     private var gate: SwitchGate
     private let maxDowntimeMs: Double
+    private let holdsHotPages: Bool
 
     /// A guest whose dirty pages do not get fewer is scanned this seldom: every scan makes it fault once per page.
     static let steadyRoundMs = 500.0
@@ -57,6 +58,7 @@ struct DirectSource: ~Copyable {
         open = BatchSlots(count: lanes.count)
         rounds = DirtyRounds(pageCount: memory.layout.pageCount)
         maxDowntimeMs = options.maxDowntimeMs
+        holdsHotPages = options.holdsHotPages
         gate = SwitchGate(maxDowntimeMs: options.maxDowntimeMs)
     }
 
@@ -240,6 +242,7 @@ struct DirectSource: ~Copyable {
     }
 
     private func holdLimit() -> Int {
+        guard holdsHotPages else { return 0 }
         let link = Double(flowSample().linkBytesPerS)
         return Int(link * maxDowntimeMs / 1000 * Self.heldShare / Double(Limits.pageBytes))
     }

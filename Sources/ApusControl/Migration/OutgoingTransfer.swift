@@ -56,7 +56,7 @@ final class OutgoingTransfer: Sendable {
     ) async throws -> SourceFlow {
         let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
-        let options = FlowOptions(for: migration.request)
+        let options = FlowOptions(for: migration.request, migration.services.config.migrate)
         let port: SourcePort =
             if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
         // For --verify, and for what was on its way when a connection was lost.
@@ -232,10 +232,12 @@ extension OutgoingMigration {
 }
 
 extension FlowOptions {
-    init(for request: MigrateRequest) {
+    init(for request: MigrateRequest, _ config: AgentConfig.Migrate) {
         self.init(
             bytesPerS: request.bandwidthMBps.map { $0 * 1e6 }, maxDowntimeMs: Double(request.maxDowntimeMs))
         if request.mode == .plain { lineBytes = nil }
+        if let mebibytes = config.lineTableMiB { lineTableBytesMax = mebibytes << 20 }
+        holdsHotPages = config.holdHotPages
         verifies = request.verify ?? false
     }
 }
