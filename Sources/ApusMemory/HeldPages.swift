@@ -63,8 +63,11 @@ public struct HeldPages: ~Copyable, Sendable {
     }
 
     public var count: Int { heldCount }
-    /// Of these, pages that will probably not be written again before the switch: what holding adds to the pause.
-    public var coldCount: Int { Int((Double(heldCount) * (1 - hit)).rounded(.up)) }
+    /// Of these, pages that will probably not come again if the guest is stopped now: what holding adds to the pause.
+    public var coldCount: Int { Int((Double(heldCount) * coldRate).rounded(.up)) }
+
+    /// A page is not in the way if it is written in this pass, and once more between QEMU's visit and the stop.
+    private var coldRate: Double { 1 - hit * hit }
 
     /// True when this page begins a new pass: call ``endPass(pausePages:)`` before anything else.
     @inline(__always)
@@ -117,9 +120,8 @@ public struct HeldPages: ~Copyable, Sendable {
             hit = (hit + Double(absorbedPages - absorbedBefore) / Double(heldBefore)) / 2
         }
         absorbedBefore = absorbedPages
-        let odds = hit / max(1 - hit, 0.02)
-        limit = min(
-            max(Int(pausePages * Self.coldShare * odds), Self.probePages), Int(pausePages * Self.pauseShare))
+        let pays = Int(pausePages * Self.coldShare * hit / max(coldRate, 0.02))
+        limit = min(max(pays, Self.probePages), Int(pausePages * Self.pauseShare))
         last = nil
         isFirstPass = false
         var staying = 0
