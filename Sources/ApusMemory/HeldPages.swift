@@ -14,10 +14,7 @@ internal import ApusSystem
 /// A pass is QEMU's way through all of RAM; it ends where page numbers start anew. The first one brings every page,
 /// which says nothing about heat.
 ///
-/// **How many.** A page that comes again has cost nothing; one that does not would have been at the destination, and now
-/// prolongs the pause. So room is measured, not guessed: with `hit` the share of the pages held that come again, the
-/// pages expected not to are kept to `hit` times ``coldShare`` of what the pause can carry. Where nothing comes again there
-/// is almost no room left, and only the measurement goes on.
+/// How many are held: ``HoldRoom``.
 ///
 /// Memory: four bytes for each page ever held, three bitmaps, and the copies.
 public struct HeldPages: ~Copyable, Sendable {
@@ -40,15 +37,7 @@ public struct HeldPages: ~Copyable, Sendable {
     private var isFirstPass = true
     private var isClosed = false
     private var last: PageNumber?
-    /// Share of the pages held that come again in the next pass.
-    private var hit = 0.5
-
-    /// Share of the pages that the allowed pause can carry which may be held, however hot.
-    public static let pauseShare = 0.25
-    /// Share of them that may be held and turn out cold.
-    public static let coldShare = 0.02
-    /// Held even where it seems not to pay: so that it is noticed when it does.
-    public static let probePages = 16
+    private var room = HoldRoom()
 
     /// - Parameter capacity: the most pages ever held; their memory is taken as they come.
     public init(pageCount: PageNumber, capacity: Int = Limits.heldPages) {
@@ -64,10 +53,7 @@ public struct HeldPages: ~Copyable, Sendable {
 
     public var count: Int { heldCount }
     /// Of these, pages that will probably not come again if the guest is stopped now: what holding adds to the pause.
-    public var coldCount: Int { Int((Double(heldCount) * coldRate).rounded(.up)) }
-
-    /// A page is not in the way if it is written in this pass, and once more between QEMU's visit and the stop.
-    private var coldRate: Double { 1 - hit * hit }
+    public var coldCount: Int { Int((Double(heldCount) * room.coldRate).rounded(.up)) }
 
     /// True when this page begins a new pass: call ``endPass(pausePages:)`` before anything else.
     @inline(__always)
@@ -116,12 +102,9 @@ public struct HeldPages: ~Copyable, Sendable {
     ///
     /// - Parameter pausePages: pages that the link carries in the longest allowed pause.
     public mutating func endPass(pausePages: Double) {
-        if heldBefore > 0 {
-            hit = (hit + Double(absorbedPages - absorbedBefore) / Double(heldBefore)) / 2
-        }
+        room.measured(again: absorbedPages - absorbedBefore, of: heldBefore)
         absorbedBefore = absorbedPages
-        let pays = Int(pausePages * Self.coldShare * hit / max(coldRate, 0.02))
-        limit = min(max(pays, Self.probePages), Int(pausePages * Self.pauseShare))
+        limit = room.pages(pausePages: pausePages)
         last = nil
         isFirstPass = false
         var staying = 0

@@ -122,7 +122,7 @@ import Testing
         #expect(sample.dataPages + (sample.hold?.absorbedPages ?? 0) == sent)
         #expect((sample.hold != nil) == holds)
         // Not in rounds 1 to 3; from then on at least the few that are always held.
-        if holds { #expect(sample.dataPages < sent - UInt64(8 * HeldPages.probePages)) }
+        if holds { #expect(sample.dataPages < sent - UInt64(8 * HoldRoom.probePages)) }
         #expect((sample.hold?.heldPages ?? 0 > 0) == holds)
     }
 

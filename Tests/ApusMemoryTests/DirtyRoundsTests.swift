@@ -17,10 +17,10 @@ private func pages(_ set: PageSet) -> [PageNumber] {
         #expect(pages(rounds.ready) == [200] && pages(rounds.held) == [5])
         rounds.insert(first: 5, count: 1)
         rounds.close(holdLimit: 10)
-        #expect(rounds.readyCount == 0 && pages(rounds.held) == [5])
+        #expect(rounds.readyCount == 0 && pages(rounds.held) == [5] && rounds.againCount == 1)
         // Not written in this round: it has cooled.
         rounds.close(holdLimit: 10)
-        #expect(pages(rounds.ready) == [5] && rounds.heldCount == 0)
+        #expect(pages(rounds.ready) == [5] && rounds.heldCount == 0 && rounds.againCount == 0)
     }
 
     @Test("without a limit to hold, everything travels") func lastRound() {

@@ -130,7 +130,7 @@ private struct World: ~Copyable {
             cold.pass(round * 64..<round * 64 + 128, UInt64(round) + 1)
             if round > 12 { most = max(most, cold.held.count) }
         }
-        #expect(most <= HeldPages.probePages)
+        #expect(most <= HoldRoom.probePages)
         var narrow = World(pages: 4096, pausePages: 20)
         for version in 1...12 as ClosedRange<UInt64> { narrow.pass(0..<400, version) }
         let narrowCount = narrow.held.count

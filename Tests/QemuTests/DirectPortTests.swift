@@ -78,6 +78,7 @@ extension RealGuests {
                 let job = try await move(source, to: destination, ["--port", "stream", "--verify"])
                 #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
                 #expect(job.summary?.repairedPages == 0)
+                #expect(job.summary?.hotPages != nil, "hot pages are kept back by this port too")
                 #expect((job.summary?.verifiedPages ?? 0) >= UInt64(FaultStage.workload.memoryKiB / 4))
                 try await expectProof(at: destination)
             }
