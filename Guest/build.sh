@@ -25,7 +25,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 stage=$work/guest
 mkdir -p "$stage"/{bin,dev,proc,sys,modules} "$out"
-gcc -std=gnu11 -static -O2 -Wall -Wextra -Werror -o "$stage/prover" "$here/prover.c" "$here/redis.c" -lpthread
+gcc -std=gnu11 -static -O2 -Wall -Wextra -Werror -o "$stage/prover" "$here"/{prover,direct,redis}.c -lpthread
 cp /bin/busybox "$stage/bin/busybox"
 install -m 755 "$here/init" "$stage/init"
 for module in "${modules[@]}"; do

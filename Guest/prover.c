@@ -60,6 +60,7 @@ static struct {
     uint64_t zero;         // per mille of the versions that are an all-zero page
     uint64_t value;        // `redis`: bytes of a page, that is of a value
     char disk[128];        // block device read into the page cache and proved with the rest
+    char direct[128];      // block device read past the page cache, all the time
 } prove;
 
 static uint64_t (*pages)[WORDS];
@@ -299,6 +300,7 @@ static void check_some(void) {
     checked += count, cursor += count;
     if (cursor < page_count + disk_pages) return;
     check_table();
+    checked += direct_take_checked(), bad_pages += direct_take_wrong();
     say("V %llu %s %llu %llu\n", (unsigned long long)pass, bad_pages ? "BAD" : "ok", (unsigned long long)checked,
         (unsigned long long)writes);
     pass++, cursor = 0, checked = 0, bad_pages = 0;
@@ -392,6 +394,8 @@ static void parameter(const char *name, const char *value) {
     }
     if (!strcmp(name, "disk")) {
         snprintf(prove.disk, sizeof prove.disk, "%s", value);
+    } else if (!strcmp(name, "direct")) {
+        snprintf(prove.direct, sizeof prove.direct, "%s", value);
     } else {
         say("BAD prover: unknown parameter prove.%s\n", name);
         exit(1);
@@ -480,6 +484,7 @@ int main(void) {
     if (pthread_create(&thread, NULL, ticker, NULL)) die("ticker");
     read_disk();
     fill();
+    if (prove.direct[0]) direct_start(prove.direct);
     say("R pattern=%s region=%llu hot=%llu rate=%llu seed=%llu disk=%llu\n", pattern_names[prove.pattern],
         (unsigned long long)prove.region, (unsigned long long)prove.hot, (unsigned long long)prove.rate,
         (unsigned long long)prove.seed, (unsigned long long)(disk_pages * PAGE));

@@ -1,4 +1,4 @@
-// What the prover's two files share.
+// What the prover's files share.
 #pragma once
 #include <stdbool.h>
 #include <stddef.h>
@@ -16,3 +16,8 @@ void redis_get(uint64_t key);                                   // answered by r
 void redis_send(void);
 void redis_stored(void);
 bool redis_value(void *value, size_t bytes);  // false: the server has no such key
+
+// A disk that is read past the page cache by threads of their own; pages compared, and wrong ones, since the last call.
+void direct_start(const char *path);
+uint64_t direct_take_checked(void);
+uint64_t direct_take_wrong(void);

@@ -47,6 +47,27 @@ extension LaneCounters {
     }
 }
 
+/// Hot pages that a port keeps back; written by the port, read by anyone.
+final class HoldCounters: Sendable {
+    let heldPages = Atomic<UInt64>(0)
+    let coldPages = Atomic<UInt64>(0)
+    let absorbedPages = Atomic<UInt64>(0)
+
+    var sample: HoldSample {
+        HoldSample(heldPages: heldPages.now, coldPages: coldPages.now, absorbedPages: absorbedPages.now)
+    }
+}
+
+/// Hot pages kept back by the stream port at one moment; see `HeldPages`.
+public struct HoldSample: Sendable, Equatable {
+    /// Pages that wait in the agent; once the guest is stopped, those that waited then.
+    public var heldPages: UInt64 = 0
+    /// Of these, pages that will probably not come again: only they prolong the pause.
+    public var coldPages: UInt64 = 0
+    /// Pages that QEMU sent and that never travelled, since newer content replaced them. A total.
+    public var absorbedPages: UInt64 = 0
+}
+
 extension Atomic where Value == UInt64 {
     func add(_ value: Int) { wrappingAdd(UInt64(value), ordering: .relaxed) }
     func set(_ value: UInt64) { store(value, ordering: .relaxed) }
@@ -84,13 +105,15 @@ public struct FlowSample: Sendable, Equatable {
     public var linkBytesPerS: UInt64 = 0
     /// A direct source's rounds; nil: QEMU knows.
     public var rounds: RoundSample?
+    /// The stream port's hot pages; nil: it keeps none back.
+    public var hold: HoldSample?
     public init() {}
 
-    /// Pages of data that QEMU gave, in whatever form they travelled.
+    /// Pages of data that travelled, in whatever form.
     public var dataPages: UInt64 { rawPages + lz4Pages + zstdPages + linePages + samePages }
 
     /// What plain QEMU would have put on the link for the same pages: 8 bytes and the page, or 9 for a zero page.
-    public var plainBytes: UInt64 { dataPages * 4104 + zeroPages * 9 }
+    public var plainBytes: UInt64 { (dataPages + (hold?.absorbedPages ?? 0)) * 4104 + zeroPages * 9 }
 
     /// Adds what another flow of the same job has sent.
     public mutating func add(_ other: FlowSample) {

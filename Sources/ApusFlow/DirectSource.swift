@@ -31,6 +31,8 @@ struct DirectSource: ~Copyable {
     private var gate: SwitchGate
     private let maxDowntimeMs: Double
     private let pull: FlowOptions.Pull
+    /// nil: no page is held back.
+    private var room: HoldRoom?
 
     /// A guest whose dirty pages do not get fewer is scanned this seldom: every scan makes it fault once per page.
     static let steadyRoundMs = 500.0
@@ -38,8 +40,6 @@ struct DirectSource: ~Copyable {
     static let closingRoundMs = 2.0
     /// From the gate's opening to the guest's stop.
     static let stopMs = 8.0
-    /// Share of the allowed pause that pages held back may take.
-    static let heldShare = 0.25
 
     init(
         _ memory: DirectMemory, _ lanes: [LaneQueue], _ counters: [LaneCounters], own: LaneCounters,
@@ -59,6 +59,7 @@ struct DirectSource: ~Copyable {
         rounds = DirtyRounds(pageCount: memory.layout.pageCount)
         maxDowntimeMs = options.maxDowntimeMs
         pull = options.pull
+        room = options.holdsHotPages ? HoldRoom() : nil
         gate = SwitchGate(maxDowntimeMs: options.maxDowntimeMs)
     }
 
@@ -234,7 +235,10 @@ struct DirectSource: ~Copyable {
         } catch {
             throw FlowFailure("direct", "The pages that the guest has written cannot be told any more: \(error).")
         }
-        return rounds.close(holdLimit: holdLimit)
+        let heldBefore = rounds.heldCount
+        let written = rounds.close(holdLimit: holdLimit)
+        room?.measured(again: rounds.againCount, of: heldBefore)
+        return written
     }
 
     /// True: the guest was stopped and must go on as soon as the scan is done, whatever became of the scan.
@@ -261,9 +265,11 @@ struct DirectSource: ~Copyable {
         }
     }
 
+    /// Nothing is held once the gate is open: rounds are short then, and whatever is held would wait for the stop.
     private func holdLimit() -> Int {
+        guard let room, !gate.isOpen else { return 0 }
         let link = Double(flowSample().linkBytesPerS)
-        return Int(link * maxDowntimeMs / 1000 * Self.heldShare / Double(Limits.pageBytes))
+        return room.pages(pausePages: link * maxDowntimeMs / 1000 / Double(Limits.pageBytes))
     }
 
     private func flowSample() -> FlowSample {

@@ -49,6 +49,8 @@ public struct FlowOptions: Sendable {
     public var lineBytes: Int? = 128
     /// Cap of the memory for line hashes, bytes; with lines of 128 bytes they never take more than 6.3 % of the RAM sent.
     public var lineTableBytesMax = Int.max
+    /// Pages that are written in every round wait until they cool, or until the switch.
+    public var holdsHotPages = true
     /// Compare all pages by digest before the switch, and send again what differs. Prolongs the pause.
     public var verifies = false
     /// What stays at the source when the guest moves, to be fetched from there; direct port only.
@@ -88,6 +90,7 @@ public final class SourceFlow: Sendable {
     private let counters: [LaneCounters]
     private let readerCounters = LaneCounters()
     private let directCounters = LaneCounters()
+    private let hotPages: StreamSource.Hold?
     private let docks: [LaneDock]
     private let loss = LossReport()
     private let report: @Sendable (SourceFlowEvent) -> Void
@@ -114,6 +117,10 @@ public final class SourceFlow: Sendable {
         switch port {
         case .stream:
             direct = nil
+            hotPages =
+                options.holdsHotPages
+                ? StreamSource.Hold(maxDowntimeMs: options.maxDowntimeMs, lanes: counters, counters: HoldCounters())
+                : nil
             self.report = { event in
                 if case .layoutKnown(let layout) = event {
                     let reader = GuestReader(layout, layout.blocks.map(memory))
@@ -122,6 +129,7 @@ public final class SourceFlow: Sendable {
                 report(event)
             }
         case .direct(let memory):
+            hotPages = nil
             self.report = report
             guest.update { $0 = memory.reader }
             direct = StreamSource.DirectPages(memory: memory, orders: DirectOrders())
@@ -159,7 +167,7 @@ public final class SourceFlow: Sendable {
         qemu.update { $0 = socket }
         if isOver { return socket.shutDown() }
         _ = try WorkerThread("apus-source") { [self] in
-            var source = StreamSource(socket, queues, control, readerCounters, direct: direct, report)
+            var source = StreamSource(socket, queues, control, readerCounters, direct: direct, hold: hotPages, report)
             do throws(FlowFailure) { try source.run() } catch { fail(error) }
             for queue in queues { queue.queue.close() }
         }
@@ -232,6 +240,7 @@ public final class SourceFlow: Sendable {
         sample.wireBytes += control.bytesSent
         sample.cpuNs += readerCounters.cpuNs.now + directCounters.cpuNs.now
         sample.rounds = direct.map { roundCounters.sample($0.memory.layout) }
+        sample.hold = hotPages?.counters.sample
         return sample
     }
 

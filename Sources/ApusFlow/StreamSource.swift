@@ -9,6 +9,7 @@ internal import ApusWire
 /// ```
 ///   QEMU ==> reader --- pages, by page number ---> lane 0, lane 1 ...
 ///                  `--- header, commands, block list, device state ---> control, epoch 0
+///                        `--- hot pages wait in HeldPages, until they cool or the guest is stopped
 ///   END of RAM:    lanes get fence 1;    what follows goes with epoch 1: written only when all lanes have passed it
 /// ```
 ///
@@ -42,14 +43,26 @@ struct StreamSource: ~Copyable, Sendable {
     /// Blocks of which QEMU has sent a page; with a direct source only.
     private var blocksSent: Set<Int> = []
 
+    /// What decides how many hot pages are kept back, and who is told.
+    struct Hold: Sendable {
+        let maxDowntimeMs: Double
+        /// They know the link.
+        let lanes: [LaneCounters]
+        let counters: HoldCounters
+    }
+    private let hold: Hold?
+    /// nil: none are kept back, or the layout is not known yet.
+    private var held: HeldPages?
+
     private static let streamFrameBytes = FrameHeader.lengthMax(of: .stream)
 
     init(
         _ qemu: Socket, _ lanes: [LaneQueue], _ control: ControlOutlet, _ counters: LaneCounters, direct: DirectPages?,
-        _ report: @escaping @Sendable (SourceFlowEvent) -> Void
+        hold: Hold?, _ report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) {
         self.qemu = qemu
         self.direct = direct
+        self.hold = hold
         self.lanes = lanes
         self.control = control
         self.counters = counters
@@ -120,9 +133,14 @@ struct StreamSource: ~Copyable, Sendable {
             blocksSent.insert(block)
             forward(range)
         case .page(let block, let offset):
-            try page(block, offset, range.upperBound - Limits.pageBytes)
+            let number = try number(block, offset)
+            let bytes = range.upperBound - Limits.pageBytes..<range.upperBound
+            if Self.keep(&held, number, buffer, bytes) { return }
+            try travel(number, startsBlock: offset == 0, bytes)
         case .zero(let block, let offset):
-            try page(block, offset, nil)
+            let number = try number(block, offset)
+            held?.cancel(number)
+            try travel(number, startsBlock: offset == 0, nil)
         case .blockList:
             try learnLayout()
             forward(range)
@@ -134,6 +152,8 @@ struct StreamSource: ~Copyable, Sendable {
         case .sectionEnd(_, kind: .ram):
             try flushPending()
             epoch += 1
+            countHeld()
+            held?.close()
             report(.lastRoundBegan)
             try finishDirect()
             forward(range)
@@ -169,32 +189,102 @@ struct StreamSource: ~Copyable, Sendable {
     // MARK: Pages
 
     @inline(__always)
-    private mutating func page(_ block: Int, _ offset: UInt64, _ dataAt: Int?) throws(FlowFailure) {
+    private mutating func number(_ block: Int, _ offset: UInt64) throws(FlowFailure) -> PageNumber {
         guard let layout else {
             throw FlowFailure("qemu-stream", "The source QEMU sent a page before its list of RAM blocks.")
         }
         let number = layout.blocks[block].firstPage + PageNumber(offset / UInt64(Limits.pageBytes))
-        let lane = laneIndex(of: number, lanes: lanes.count)
-        if !open.accepts(number, dataAt == nil ? .zero : .raw, lane) { try flush(lane) }
-        try open.fill(lane, from: lanes[lane])
-        if let dataAt {
-            Self.add(&open, number, buffer, dataAt, startsBlock: offset == 0, lane)
+        if held?.beginsPass(number) ?? false { try endPass() }
+        return number
+    }
+
+    /// - Parameter data: where in the buffer the page is; nil: all zeros.
+    @inline(__always)
+    private mutating func travel(_ page: PageNumber, startsBlock: Bool, _ data: Range<Int>?) throws(FlowFailure) {
+        let lane = laneIndex(of: page, lanes: lanes.count)
+        try Self.makeRoom(&open, lanes, page, data == nil ? .zero : .raw, lane)
+        if let data {
+            Self.add(&open, page, buffer, data, startsBlock: startsBlock, lane)
             if open.isFull(lane) { try flush(lane) }
         } else {
-            open.addZero(number, startsBlock: offset == 0, lane)
+            open.addZero(page, startsBlock: startsBlock, lane)
         }
     }
 
     @inline(__always)
-    private static func add(
-        _ open: inout BatchSlots, _ page: PageNumber, _ buffer: borrowing PageBuffer, _ dataAt: Int,
-        startsBlock: Bool, _ lane: Int
-    ) {
-        let bytes = buffer.bytes.extracting(dataAt..<dataAt + Limits.pageBytes)
-        open.add(page, bytes, startsBlock: startsBlock, lane)
+    private static func makeRoom(
+        _ open: inout BatchSlots, _ lanes: [LaneQueue], _ page: PageNumber, _ form: Form, _ lane: Int
+    ) throws(FlowFailure) {
+        if !open.accepts(page, form, lane) { try flush(&open, lanes, lane) }
+        try open.fill(lane, from: lanes[lane])
     }
 
-    private mutating func flush(_ lane: Int) throws(FlowFailure) {
+    @inline(__always)
+    private static func add(
+        _ open: inout BatchSlots, _ page: PageNumber, _ buffer: borrowing PageBuffer, _ range: Range<Int>,
+        startsBlock: Bool, _ lane: Int
+    ) {
+        open.add(page, buffer.bytes.extracting(range), startsBlock: startsBlock, lane)
+    }
+
+    // MARK: Hot pages
+
+    @inline(__always)
+    private static func keep(
+        _ held: inout HeldPages?, _ page: PageNumber, _ buffer: borrowing PageBuffer, _ range: Range<Int>
+    ) -> Bool {
+        held?.take(page, buffer.bytes.extracting(range)) ?? false
+    }
+
+    private mutating func endPass() throws(FlowFailure) {
+        guard let hold else { return }
+        let linkBytesPerS = hold.lanes.reduce(0.0) { $0 + Double($1.linkBytesPerS.now) }
+        held?.endPass(pausePages: linkBytesPerS * hold.maxDowntimeMs / 1000 / Double(Limits.pageBytes))
+        try releaseHeld()
+        countHeld()
+    }
+
+    private mutating func releaseHeld() throws(FlowFailure) {
+        guard let layout else { return }
+        try Self.release(&held, &open, lanes, layout)
+    }
+
+    private static func release(
+        _ held: inout HeldPages?, _ open: inout BatchSlots, _ lanes: [LaneQueue], _ layout: Layout
+    ) throws(FlowFailure) {
+        try held?.release { (page, bytes) throws(FlowFailure) in
+            let lane = laneIndex(of: page, lanes: lanes.count)
+            try makeRoom(&open, lanes, page, .raw, lane)
+            let startsBlock = layout.block(of: page).map { layout.blocks[$0].firstPage == page } ?? false
+            open.add(page, bytes, startsBlock: startsBlock, lane)
+            if open.isFull(lane) { try flush(&open, lanes, lane) }
+        }
+    }
+
+    private func countHeld() {
+        guard let hold else { return }
+        switch held {
+        case .some(let held):
+            hold.counters.heldPages.set(UInt64(held.count))
+            hold.counters.coldPages.set(UInt64(held.coldCount))
+        case .none: break
+        }
+        countAbsorbed()
+    }
+
+    private func countAbsorbed() {
+        guard let hold else { return }
+        switch held {
+        case .some(let held): hold.counters.absorbedPages.set(UInt64(held.absorbedPages))
+        case .none: break
+        }
+    }
+
+    // MARK: Batches
+
+    private mutating func flush(_ lane: Int) throws(FlowFailure) { try Self.flush(&open, lanes, lane) }
+
+    private static func flush(_ open: inout BatchSlots, _ lanes: [LaneQueue], _ lane: Int) throws(FlowFailure) {
         guard let batch = open.take(lane) else { return }
         if lanes[lane].queue.send(.batch(batch)) != nil { throw FlowFailure("link", "Lane \(lane) has stopped.") }
     }
@@ -205,6 +295,8 @@ struct StreamSource: ~Copyable, Sendable {
 
     private mutating func sendFence() throws(FlowFailure) {
         guard fenceSent < epoch else { return }
+        try releaseHeld()
+        countAbsorbed()
         try flushBatches()
         fenceSent = epoch
         for lane in 0..<lanes.count where lanes[lane].queue.send(.fence(epoch)) != nil {
@@ -265,7 +357,9 @@ struct StreamSource: ~Copyable, Sendable {
                 "Somebody has changed QEMU's capability x-ignore-shared while it was being migrated. Migrate again.")
         }
         do throws(LayoutError) {
-            layout = try Layout(reader.blocks.map { ($0.name, $0.usedLength) })
+            let layout = try Layout(reader.blocks.map { ($0.name, $0.usedLength) })
+            if hold != nil { held = HeldPages(pageCount: layout.pageCount) }
+            self.layout = layout
         } catch { throw FlowFailure("qemu-stream", "The RAM blocks of the source QEMU are not usable: \(error).") }
     }
 

@@ -17,6 +17,10 @@ public struct ApusPeer: Sendable {
     public var mode: Mode?
     /// TCP connections for pages, `link.lanes` of both agents; nil: their default.
     public var lanes: Int?
+    /// `migrate.holdHotPages` of both agents.
+    public var holdsHotPages = true
+    /// `migrate.lineTableMiB` of both agents; nil: no cap.
+    public var lineTableMiB: Int?
     public var maxDowntimeMs = 300
     /// After it `apus migrate` gives up and says why.
     public var timeoutS: Double = 150
@@ -32,7 +36,8 @@ public struct ApusPeer: Sendable {
     }
 
     /// Takes port and mode from a name: `apus`, `apus-PORT`, `apus-MODE`, `apus-MODE-PORT`. A port without a mode means
-    /// plain pages, so that what `apus-direct` measures does not change with the default mode.
+    /// plain pages, so that what `apus-direct` measures does not change with the default mode. `-nohold` at the end of any
+    /// of them: hot pages are not kept back.
     ///
     /// - Returns: nil for another name.
     public static func named(_ name: String, program: String, qemu: String) -> ApusPeer? {
@@ -48,6 +53,10 @@ public struct ApusPeer: Sendable {
             peer.mode = peer.mode ?? .plain
             words.removeFirst()
         }
+        if words.first == "nohold" {
+            peer.holdsHotPages = false
+            words.removeFirst()
+        }
         return words.isEmpty ? peer : nil
     }
 
@@ -56,6 +65,7 @@ public struct ApusPeer: Sendable {
         var words = ["apus"]
         if let mode, mode != .plain || port == nil { words.append(mode.rawValue) }
         if let port { words.append(port.rawValue) }
+        if !holdsHotPages { words.append("nohold") }
         return words.joined(separator: "-") + (lanes.map { " \($0) lane\($0 == 1 ? "" : "s")" } ?? "")
     }
 
@@ -72,8 +82,12 @@ public struct ApusPeer: Sendable {
 
     /// The agent's configuration file; nil: it needs none.
     var configuration: String? {
-        let keys = [lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" }].compactMap(\.self)
-        return keys.isEmpty ? nil : "link:\n" + keys.joined()
+        let link = [lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" }].compactMap(\.self)
+        let migrate = [
+            holdsHotPages ? nil : "  holdHotPages: false\n", lineTableMiB.map { "  lineTableMiB: \($0)\n" },
+        ].compactMap(\.self)
+        let text = [("link", link), ("migrate", migrate)].map { $1.isEmpty ? "" : "\($0):\n" + $1.joined() }.joined()
+        return text.isEmpty ? nil : text
     }
 
     /// `apus` beside this executable: `./dev` builds both into one folder.

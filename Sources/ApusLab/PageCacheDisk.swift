@@ -29,7 +29,7 @@ struct PageCacheDisk: Sendable {
     }
 
     static func content(ofExtent extent: Int) -> [UInt8] {
-        var state = mixed(UInt64(extent) &+ 1)
+        var state = SplitMix.mixed(UInt64(extent) &+ 1)
         var bytes: [UInt8] = []
         bytes.reserveCapacity(extentWords * 8)
         for index in 0..<extentWords {
@@ -52,18 +52,11 @@ struct PageCacheDisk: Sendable {
     }
 
     private static func letters(_ number: UInt64) -> UInt64 {
-        var random = mixed(number &+ 1), word: UInt64 = 0
+        var random = SplitMix.mixed(number &+ 1), word: UInt64 = 0
         for _ in 0..<8 {
             word = word << 8 | (UInt64(UInt8(ascii: "a")) + random % 26)
             random /= 26
         }
         return word
-    }
-
-    /// The finalizer of SplitMix64: near numbers become unlike ones.
-    private static func mixed(_ number: UInt64) -> UInt64 {
-        var bits = (number ^ number >> 30) &* 0xbf58_476d_1ce4_e5b9
-        bits = (bits ^ bits >> 27) &* 0x94d0_49bb_1331_11eb
-        return bits ^ bits >> 31
     }
 }

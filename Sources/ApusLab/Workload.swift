@@ -35,6 +35,9 @@ public struct Workload: Sendable, Equatable, Codable {
     public var ram = RAM.plain
     /// Read from a read-only virtio disk into the guest's page cache, and proved with the rest; 0: no disk.
     public var pageCacheMiB = 0
+    /// Image of a read-only virtio disk that the guest reads past its page cache all the time, and QEMU past the host's
+    /// (`cache=none`), so that it writes straight into guest memory; see ``DirectDisk``. Not together with `pageCacheMiB`.
+    public var directDisk: String?
 
     public init(name: String, pattern: Pattern) {
         self.name = name
@@ -59,6 +62,13 @@ public struct Workload: Sendable, Equatable, Codable {
             words += [
                 "-drive", "if=none,id=disk,file=\(disk.path),format=raw,readonly=on,file.locking=off",
                 "-device", "virtio-blk-pci,drive=disk",
+            ]
+        }
+        if let directDisk {
+            words += [
+                "-drive",
+                "if=none,id=direct,file=\(directDisk),format=raw,readonly=on,cache=none,file.locking=off",
+                "-device", "virtio-blk-pci,drive=direct",
             ]
         }
         return words
@@ -86,6 +96,7 @@ public struct Workload: Sendable, Equatable, Codable {
         ]
         if let checkShare { words.append("prove.share=\(checkShare)") }
         if pageCacheMiB > 0 { words.append("prove.disk=/dev/vda") }
+        if directDisk != nil { words.append("prove.direct=/dev/vda") }
         return words.joined(separator: " ")
     }
 }

@@ -15,6 +15,8 @@ public struct DirtyRounds: Sendable {
     public private(set) var held: PageSet
     public private(set) var readyCount = 0
     public private(set) var heldCount = 0
+    /// Pages that were held and have been written again in the last round.
+    public private(set) var againCount = 0
     private var now: PageSet
     private var before: PageSet
 
@@ -37,9 +39,11 @@ public struct DirtyRounds: Sendable {
         var written = 0
         readyCount = 0
         heldCount = 0
+        againCount = 0
         for index in 0..<now.wordCount {
             let word = now[word: index]
             written += word.nonzeroBitCount
+            againCount += (word & held[word: index]).nonzeroBitCount
             var hot = word & before[word: index]
             if hot != 0 && heldCount + hot.nonzeroBitCount > holdLimit { hot = 0 }
             heldCount += hot.nonzeroBitCount

@@ -16,6 +16,8 @@ public enum Limits {
     public static let ramBlocks = 1024
     /// Pages of one VM: page numbers are 32 bits wide, 16 TiB.
     public static let ramPages = UInt64(UInt32.max)
+    /// Hot pages of QEMU's stream that may be kept back: 64 MiB.
+    public static let heldPages = 16 << 10
     /// Batches sent but not credited, so that all credits in flight fit any socket buffer.
     public static let batchesInFlight = 256
     /// Bytes a lane may have in flight, whatever the link; see `LinkMeter`.

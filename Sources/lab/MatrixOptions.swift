@@ -60,7 +60,7 @@ struct MatrixOptions: ParsableArguments {
                 let modes = PlainQemu.Mode.allCases.map(\.rawValue).joined(separator: ", ")
                 throw ValidationError(
                     "No peer \(name); there are apus, apus-PORT, apus-MODE, apus-MODE-PORT (PORT: auto, stream, direct; "
-                        + "MODE: plain, dsm), \(modes).")
+                        + "MODE: plain, dsm; each with -nohold too), \(modes).")
             }
             return programs.map { program in
                 var plain = PlainQemu(program: program.path, version: program.version, mode: mode)

@@ -59,13 +59,16 @@ import Testing
         }
         #expect(arrived == 4096)
         let sample = loop.source.sample()
-        #expect(sample.dataPages + sample.zeroPages == UInt64(4096 + 2048 + 1365))
+        let replaced = sample.hold?.absorbedPages ?? 0
+        #expect(sample.dataPages + sample.zeroPages + replaced == UInt64(4096 + 2048 + 1365))
         #expect(loop.destination.installed == ["pc.ram": "mapped", "pc.bios": "stream"])
     }
 
     /// Rounds in which a few bytes of many pages change: what arrives is the last version, and little of it travelled.
     @Test(arguments: [1, 2, 4]) func changedLinesArrive(lanes: Int) throws {
-        let loop = try Loopback(lanes: lanes, blocks: Self.blocks)
+        var options = FlowOptions()
+        options.holdsHotPages = false
+        let loop = try Loopback(lanes: lanes, blocks: Self.blocks, options: options)
         defer { loop.stop() }
         var script = try StreamScript(loop.layout)
         // Only every third kind of content, the one that does not compress: what is saved is saved by lines.
@@ -88,6 +91,39 @@ import Testing
         #expect(sample.changedLines == sample.linePages)
         #expect(sample.lineTableBytes == 1024 * 256)
         #expect(loop.destination.sample().linePages == sample.linePages)
+    }
+
+    /// Pages that come in every round are kept back until the guest is stopped: fewer travel, and the last version arrives.
+    @Test(arguments: [true, false]) func hotPagesWait(holds: Bool) throws {
+        var options = FlowOptions()
+        options.lineBytes = nil
+        options.holdsHotPages = holds
+        let loop = try Loopback(lanes: 2, blocks: Self.blocks, options: options)
+        defer { loop.stop() }
+        var script = try StreamScript(loop.layout)
+        let rounds = 12
+        for round in 0..<rounds {
+            if round < rounds - 1 { script.beginPart() } else { script.beginEnd() }
+            // The last round brings every other page only: the rest has to leave by itself.
+            for page in stride(from: 0, to: 100, by: round < rounds - 1 ? 1 : 2) {
+                script.page(0, page, Self.content(page * 3, round))
+            }
+            script.page(1, 0, Self.content(7, round))
+            script.endSection()
+        }
+        script.finish()
+        try play(script, on: loop)
+        let arrived = (0..<100).count { page in
+            Self.page(page, of: loop) == Self.content(page * 3, page % 2 == 0 ? rounds - 1 : rounds - 2)
+        }
+        #expect(arrived == 100)
+        let sample = loop.source.sample()
+        let sent = UInt64((rounds - 1) * 100 + 50 + rounds)
+        #expect(sample.dataPages + (sample.hold?.absorbedPages ?? 0) == sent)
+        #expect((sample.hold != nil) == holds)
+        // Not in rounds 1 to 3; from then on at least the few that are always held.
+        if holds { #expect(sample.dataPages < sent - UInt64(8 * HoldRoom.probePages)) }
+        #expect((sample.hold?.heldPages ?? 0 > 0) == holds)
     }
 
     /// Blocks that only QEMU can reach arrive as records of a valid stream.

@@ -17,10 +17,10 @@ private func pages(_ set: PageSet) -> [PageNumber] {
         #expect(pages(rounds.ready) == [200] && pages(rounds.held) == [5])
         rounds.insert(first: 5, count: 1)
         rounds.close(holdLimit: 10)
-        #expect(rounds.readyCount == 0 && pages(rounds.held) == [5])
+        #expect(rounds.readyCount == 0 && pages(rounds.held) == [5] && rounds.againCount == 1)
         // Not written in this round: it has cooled.
         rounds.close(holdLimit: 10)
-        #expect(pages(rounds.ready) == [5] && rounds.heldCount == 0)
+        #expect(pages(rounds.ready) == [5] && rounds.heldCount == 0 && rounds.againCount == 0)
     }
 
     @Test("without a limit to hold, everything travels") func lastRound() {
@@ -89,18 +89,5 @@ private func pages(_ set: PageSet) -> [PageNumber] {
         #expect((back, block) == (0, 2))
         let records = batch.recordCount
         #expect(records == 2)
-    }
-}
-
-/// SplitMix64.
-private struct Seeded: RandomNumberGenerator {
-    private var state: UInt64
-    init(_ seed: UInt64) { state = seed }
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var value = state
-        value = (value ^ value >> 30) &* 0xBF58_476D_1CE4_E5B9
-        value = (value ^ value >> 27) &* 0x94D0_49BB_1331_11EB
-        return value ^ value >> 31
     }
 }

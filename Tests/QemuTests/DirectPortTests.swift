@@ -11,23 +11,22 @@ extension RealGuests {
 
         /// A guest on the first of two agents, under `program`.
         private func with(
-            _ program: String, ram: Workload.RAM = .plain, extra: [String] = [],
+            _ program: String, _ workload: Workload = FaultStage.workload, rate: UInt64? = 1_000_000_000,
+            _ peer: ApusPeer? = nil, slowDisk: Bool = false,
             _ body: (_ source: Agent, _ destination: Agent, _ console: Console) async throws -> Void
         ) async throws {
             try await Lab.with { lab in
-                let pair = try await HostPair.make(in: lab, rate: 1_000_000_000)
-                let peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
+                var workload = workload
+                if slowDisk { workload.directDisk = try await DirectDisk.slow(in: lab) }
+                let pair = try await HostPair.make(in: lab, rate: rate)
+                let peer = peer ?? ApusPeer(program: ApusPeer.findProgram(), qemu: program)
                 let source = try await Agent.start("a", peer, pair.source, lab, port: 4600)
                 let destination = try await Agent.start("b", peer, pair.destination, lab, port: 4601)
                 let image = try GuestImage.find()
                 let accelerator = await Accelerator.probe(qemu: program, image: image)
-                var workload = FaultStage.workload
-                workload.ram = ram
-                let arguments = workload.arguments(run: "{run}", image: image, accelerator: accelerator)
-                try await source.apus(["vm", "run", Self.vm, "--", program] + arguments + extra)
-                let console = try await Console.connect(path: source.consolePath(of: Self.vm))
+                let console = try await source.run(
+                    workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator)
                 lab.later("console") { await console.close() }
-                try await console.verdicts(1, seconds: 90)
                 try await body(source, destination, console)
             }
         }
@@ -42,6 +41,7 @@ extension RealGuests {
         private func expectProof(at agent: Agent) async throws {
             let console = try await Console.connect(path: agent.consolePath(of: Self.vm))
             try await console.verdicts(2, seconds: 60)
+            #expect(console.trace.wrong == [])
             await console.close()
         }
 
@@ -78,31 +78,85 @@ extension RealGuests {
                 let job = try await move(source, to: destination, ["--port", "stream", "--verify"])
                 #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
                 #expect(job.summary?.repairedPages == 0)
+                #expect(job.summary?.hotPages != nil, "hot pages are kept back by this port too")
                 #expect((job.summary?.verifiedPages ?? 0) >= UInt64(FaultStage.workload.memoryKiB / 4))
                 try await expectProof(at: destination)
             }
         }
 
-        /// Disks that read into pinned memory: rounds are scanned with no request under way.
-        @Test(.timeLimit(.minutes(2))) func aDiskWithDirectIO() async throws {
-            let image =
-                FileManager.default.temporaryDirectory.path + "/apus-direct-\(UInt32.random(in: 0...UInt32.max)).img"
-            defer { try? FileManager.default.removeItem(atPath: image) }
-            #expect(FileManager.default.createFile(atPath: image, contents: Data(count: 8 << 20)))
-            let disk = [
-                "-drive", "if=none,id=direct,file=\(image),format=raw,cache=none,file.locking=off",
-                "-device", "virtio-blk-pci,drive=direct",
-            ]
-            try await with(QemuProgram.installed, extra: disk) { source, destination, _ in
-                let job = try await move(source, to: destination, ["--port", "direct", "--verify"])
+        /// A guest that reads a slow disk past all caches while it is moved: several requests always write into pinned
+        /// memory, without a page fault. Every block it has read is the right one, before, during and after.
+        @Test(
+            .enabled(if: DirectDisk.canBeSlow, "needs qemu-storage-daemon and /dev/fuse"), .timeLimit(.minutes(3)),
+            arguments: [true, false])
+        func aDiskReadPastAllCaches(isDirect: Bool) async throws {
+            try await with(QemuProgram.installed, Self.diskReader, rate: nil, slowDisk: true) {
+                source, destination, console in
+                func expectReads(_ verdicts: [ConsoleTrace.Verdict]) {
+                    // What is beyond the region are pages that the disk's readers compared.
+                    let region = UInt64(verdicts.count * Self.diskReader.regionMiB * 256)
+                    #expect(verdicts.reduce(0) { $0 + $1.pagesChecked } > region + 1000, "\(verdicts)")
+                }
+                expectReads(try await console.verdicts(20, seconds: 60))
+                let job = try await move(
+                    source, to: destination, ["--port", isDirect ? "direct" : "stream", "--max-downtime", "500"])
+                #expect(job.phase == .completed && job.summary?.port == (isDirect ? .direct : .stream), "\(job)")
+                #expect(job.notes.contains { $0.contains("cache.direct=on") } == isDirect, "\(job.notes)")
+                let there = try await Console.connect(path: destination.consolePath(of: Self.vm))
+                expectReads(try await there.verdicts(20, seconds: 60))
+                #expect(console.trace.wrong == [] && console.trace.verdicts.allSatisfy(\.isGood))
+                await there.close()
+            }
+        }
+
+        static var diskReader: Workload {
+            var workload = FaultStage.workload
+            workload.regionMiB = 8
+            workload.hotMiB = 1
+            workload.pagesPerS = 100
+            return workload
+        }
+
+        /// The agent stops the guest for each scan, and dies before it lets it go on: its successor does.
+        @Test(.timeLimit(.minutes(2))) func theAgentDiesWhileItHoldsTheGuest() async throws {
+            var workload = Self.diskReader
+            workload.directDisk = try DirectDisk.image()
+            try await FaultStage.with(port: .direct, workload: workload) { stage in
+                try await fault("kill -9 between stop and cont", String?.none) {
+                    let job = try await stage.begin(heldAt: "source:resumeDrained", holdMs: 20_000)
+                    let ticks = stage.console.trace.ticks.count
+                    try await ContinuousClock().sleep(for: .milliseconds(500))
+                    #expect(stage.console.trace.ticks.count - ticks < 20, "the guest stands still")
+                    try await stage.source.kill()
+                    try await stage.restart(stage.source)
+                    let ended = try await stage.settle(job, .failed)
+                    FaultStage.expectsWords(ended.error, code: "agent-restarted")
+                    #expect(try await traces(in: stage.source) == [])
+                    return ended
+                }
+            }
+        }
+
+        /// With room for hashes of 16 MiB of RAM, pages beyond it travel whole; all of them arrive.
+        @Test(.timeLimit(.minutes(2))) func hashesKeepToTheirCap() async throws {
+            var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
+            peer.lineTableMiB = 1
+            var workload = FaultStage.workload
+            workload.pattern = .few
+            try await with(QemuProgram.installed, workload, rate: 200_000_000, peer) { source, destination, _ in
+                let job = try await move(source, to: destination, ["--port", "direct", "--mode", "dsm", "--verify"])
+                let lines = try #require(job.summary?.lines)
                 #expect(job.phase == .completed && job.summary?.repairedPages == 0, "\(job)")
-                #expect(job.notes.contains { $0.contains("cache.direct=on") }, "\(job.notes)")
+                // Stripes are dealt out to two lanes, and each has half of the room; all of it is needed.
+                #expect(lines.tableBytes > 3 << 18 && lines.tableBytes <= 1 << 20, "\(lines)")
                 try await expectProof(at: destination)
             }
         }
 
         @Test(.timeLimit(.minutes(2))) func privateMemoryGoesByTheStream() async throws {
-            try await with(QemuProgram.installed, ram: .anonymous) { source, destination, _ in
+            var workload = FaultStage.workload
+            workload.ram = .anonymous
+            try await with(QemuProgram.installed, workload) { source, destination, _ in
                 let refused = try await source.attempt(
                     ["migrate", Self.vm, destination.endpoint, "--json", "--port", "direct"])
                 #expect(refused.exitCode == 1)

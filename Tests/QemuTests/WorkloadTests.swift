@@ -81,6 +81,7 @@ import Testing
         ("apus-hybrid", ["--mode", "hybrid"]), ("apus-postcopy", ["--mode", "postcopy"]),
         ("apus-dsm-stream", ["--port", "stream", "--mode", "dsm"]),
         ("apus-dsm-direct", ["--port", "direct", "--mode", "dsm"]),
+        ("apus-dsm-stream-nohold", ["--port", "stream", "--mode", "dsm"]),
     ])
     func aNameChoosesPortAndMode(_ name: String, _ options: [String]) throws {
         let peer = try #require(apus(name))
@@ -88,7 +89,9 @@ import Testing
         #expect(peer.label == name)
     }
 
-    @Test(arguments: ["", "plain", "apus-", "apus-fast", "apus-direct-dsm", "apus-dsm-direct-x", "qemu-direct"])
+    @Test(arguments: [
+        "", "plain", "apus-", "apus-fast", "apus-direct-dsm", "apus-dsm-direct-x", "apus-nohold-direct", "qemu-direct",
+    ])
     func otherNamesAreNoPeers(_ name: String) { #expect(apus(name) == nil) }
 
     @Test func lanesAreConfiguredAndNamed() throws {
@@ -99,6 +102,9 @@ import Testing
         #expect(peer.label == "apus-dsm-direct 4 lanes")
         peer.lanes = 1
         #expect(peer.label == "apus-dsm-direct 1 lane")
+        peer.holdsHotPages = false
+        peer.lineTableMiB = 2
+        #expect(peer.configuration == "link:\n  lanes: 1\nmigrate:\n  holdHotPages: false\n  lineTableMiB: 2\n")
     }
 
     @Test(arguments: [(nil, 32), (1, 1), (3, 2), (256, 256)])

@@ -25,6 +25,15 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public init() {}
     }
 
+    /// How this agent sends VMs.
+    public struct Migrate: Codable, Sendable, Equatable {
+        /// Cap of the memory for line hashes of one migration, in MiB; nil: none. Pages beyond it travel whole.
+        public var lineTableMiB: Int?
+        /// Pages that the guest writes in every round wait until they cool, or until the switch.
+        public var holdHotPages: Bool = true
+        public init() {}
+    }
+
     public enum LogFormat: String, Codable, Sendable, CaseIterable { case text, json }
 
     /// The database; survives reboots.
@@ -33,6 +42,7 @@ public struct AgentConfig: Codable, Sendable, Equatable {
     public var runDirectory: String = "/run/apus"
     public var api = API()
     public var link = Link()
+    public var migrate = Migrate()
     /// A directory on tmpfs where guest RAM is made.
     public var ramDirectory: String = "/dev/shm"
     /// Names for other agents' link addresses, `ADDRESS[:PORT]`.

@@ -46,6 +46,7 @@ extension AgentConfig {
         try reader.take("runDirectory", into: &runDirectory)
         try reader.take("api", into: &api)
         try reader.take("link", into: &link)
+        try reader.take("migrate", into: &migrate)
         try reader.take("ramDirectory", into: &ramDirectory)
         try reader.take("hosts", into: &hosts)
         try reader.take("logFormat", into: &logFormat)
@@ -77,12 +78,24 @@ extension AgentConfig.Link {
     }
 }
 
+extension AgentConfig.Migrate {
+    public init(from decoder: any Decoder) throws {
+        self.init()
+        var reader = try AgentConfig.reader(decoder, "migrate.")
+        try reader.take("lineTableMiB", into: &lineTableMiB)
+        try reader.take("holdHotPages", into: &holdHotPages)
+        try reader.finish()
+    }
+}
+
 extension AgentConfig {
     fileprivate static func reader(_ decoder: any Decoder, _ path: String) throws -> Reader {
         try Reader(decoder, path: path)
     }
 
     public static let lanesMax = 16
+    /// Hashes for the largest VM, 16 TiB, take 1 TiB.
+    public static let lineTableMiBMax = 1 << 20
 
     /// - Throws: `Problem` `config-invalid`, `address-invalid`.
     public func validate() throws(Problem) {
@@ -96,6 +109,12 @@ extension AgentConfig {
         }
         guard link.sourceLossS >= 1 else {
             throw Problem("config-invalid", "link.sourceLossS is \(link.sourceLossS); it must be at least 1 s.")
+        }
+        if let mebibytes = migrate.lineTableMiB, !(1...Self.lineTableMiBMax).contains(mebibytes) {
+            throw Problem(
+                "config-invalid",
+                "migrate.lineTableMiB is \(mebibytes); it can be 1 to \(Self.lineTableMiBMax).",
+                advice: "Leave it out for no cap. To send whole pages always, use `apus migrate --mode plain`.")
         }
         for (name, path) in [
             ("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory),

@@ -102,12 +102,9 @@ actor IncomingMigration {
         watchers?.cancel()
         link?.finish()
         inbox.finish()
-        // Flow and session hold each other: sockets would stay open.
-        router.clearFlow()
-        flow = nil
         // Whoever came too late is answered by the record when it comes again.
         for await case .linked(let late, _) in inputs { late.cut() }
-        // The flow reports to this actor, which holds it: let it go, with all its buffers.
+        // The flow reports to this actor, which holds it: let it go, with its buffers and sockets.
         router.setFlow(nil)
         returnPath.update { $0 = nil }
         flow = nil

@@ -34,9 +34,6 @@ final class LinkRouter<Event: Sendable>: Sendable {
     /// Nil when the flow is over: the router must not keep what the session has let go.
     func setFlow(_ take: (@Sendable (ControlLink.Message) -> Void)?) { flow.update { $0 = take } }
 
-    /// The flow is over: what it held goes.
-    func clearFlow() { flow.update { $0 = nil } }
-
     /// A frame of any of the session's links, on that link's reader thread.
     func receive(_ link: ControlLink, _ frame: ControlLink.Message) {
         switch frame.kind {

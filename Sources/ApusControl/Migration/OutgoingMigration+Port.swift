@@ -39,7 +39,7 @@ extension OutgoingMigration {
 
     /// Called from the flow's threads.
     private nonisolated func drain(_ machine: Machine) -> DirectMemory.Drain {
-        let stops = drainStops
+        let (stops, rehearsal) = (drainStops, services.rehearsal)
         return DirectMemory.Drain(
             stop: {
                 try blocking {
@@ -49,7 +49,12 @@ extension OutgoingMigration {
                     return true
                 }
             },
-            resume: { _ = try blocking { try await machine.qmp.execute(.cont) } })
+            resume: {
+                try blocking {
+                    await rehearsal?.hold("source", before: "resumeDrained")
+                    try await machine.qmp.execute(.cont)
+                }
+            })
     }
 
     private static func portNotPossible(_ name: String, _ why: String) -> Problem {

@@ -115,12 +115,9 @@ actor OutgoingMigration {
         machineWatch?.cancel()
         link?.finish()
         inbox.finish()
-        // Flow and session hold each other: sockets would stay open.
-        router.clearFlow()
-        transfer = nil
         // Whoever came too late is answered by the record when it comes again.
         for await case .linked(let late, _) in inputs { late.cut() }
-        // The flow reports to this actor, which holds it: let it go, with all its buffers.
+        // The flow reports to this actor, which holds it: let it go, with its buffers and sockets.
         router.setFlow(nil)
         transfer = nil
         server = nil

@@ -56,7 +56,7 @@ final class OutgoingTransfer: Sendable {
     ) async throws -> SourceFlow {
         let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
-        var options = FlowOptions(for: migration.request)
+        var options = FlowOptions(for: migration.request, migration.services.config.migrate)
         options.pull = migration.pull
         if options.pull != .nothing, let memory { try await migration.openService(memory) }
         let port: SourcePort =
@@ -234,10 +234,12 @@ extension OutgoingMigration {
 }
 
 extension FlowOptions {
-    init(for request: MigrateRequest) {
+    init(for request: MigrateRequest, _ config: AgentConfig.Migrate) {
         self.init(
             bytesPerS: request.bandwidthMBps.map { $0 * 1e6 }, maxDowntimeMs: Double(request.maxDowntimeMs))
         if request.mode == .plain { lineBytes = nil }
+        if let mebibytes = config.lineTableMiB { lineTableBytesMax = mebibytes << 20 }
+        holdsHotPages = config.holdHotPages
         verifies = request.verify ?? false
     }
 }

@@ -93,7 +93,8 @@ struct ProgressMonitor: Sendable {
         if round >= 2 && firstRoundBytes == nil { firstRoundBytes = flow.wireBytes }
         gateSample.elapsedMs = progress.elapsedMs
         gateSample.round = round
-        gateSample.remainingBytes = Double(ram.remaining)
+        // Hot pages that come again before the switch are in QEMU's count already.
+        gateSample.remainingBytes = Double(ram.remaining) + Double(flow.hold?.coldPages ?? 0) * 4096
         gateSample.dirtyBytesPerS = dirtyBytesPerS
         gateSample.roundMs = Double(nowNs - roundStartNs) / 1e6
         gateSample.linkBytesPerS = max(Double(flow.linkBytesPerS), progress.rateBytesPerS)
@@ -103,7 +104,7 @@ struct ProgressMonitor: Sendable {
         let forecast = gate.forecast(gateSample)
         progress.round = round
         progress.memoryTotalBytes = ram.total
-        progress.memoryRemainingBytes = ram.remaining
+        progress.memoryRemainingBytes = ram.remaining + (flow.hold?.coldPages ?? 0) * 4096
         progress.dirtyRateBytesPerS = dirtyBytesPerS
         progress.predictedDowntimeMs = forecast.downtimeMs
         progress.predictedRemainingMs = forecast.remainingMs
@@ -177,13 +178,13 @@ extension OutgoingMigration {
         summary.port = transfer.map { $0.isDirect ? .direct : .stream }
         summary.wireBytes = sample.wireBytes
         summary.firstRoundBytes = monitor.firstRoundBytes
-        summary.hotPages = sample.rounds?.heldPages
+        summary.hotPages = sample.rounds?.heldPages ?? sample.hold?.heldPages
         summary.fenceMs = marks.fenceMs
         if request.verify ?? false {
             summary.verifiedPages = sample.auditedPages
             summary.repairedPages = sample.repairedPages
         }
-        if let lineBytes = FlowOptions(for: request).lineBytes {
+        if let lineBytes = FlowOptions(for: request, services.config.migrate).lineBytes {
             summary.lines = LineSummary(
                 lineBytes: lineBytes, pages: sample.linePages, changedLines: sample.changedLines,
                 wireBytes: sample.lineBytes, samePages: sample.samePages, tableBytes: sample.lineTableBytes)
@@ -195,6 +196,7 @@ extension OutgoingMigration {
             FormCount(form: "zstd", pages: sample.zstdPages, wireBytes: sample.zstdBytes),
             FormCount(form: "lines", pages: sample.linePages, wireBytes: sample.lineBytes),
             FormCount(form: "same", pages: sample.samePages, wireBytes: 0),
+            FormCount(form: "replaced", pages: sample.hold?.absorbedPages ?? 0, wireBytes: 0),
         ].filter { $0.pages > 0 }
         summary.installed = marks.installed
         summary.sourceCPUS = Double(Instant.processCPUNs() - startCPUNs) / 1e9

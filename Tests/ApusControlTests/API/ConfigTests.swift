@@ -22,6 +22,7 @@ import Testing
             runDirectory: /r
             api: {socket: /x.sock, listen: "127.0.0.1:8080"}
             link: {listen: "10.0.0.1:7000", lanes: 4, insecure: true}
+            migrate: {lineTableMiB: 64, holdHotPages: false}
             ramDirectory: /ram
             hosts: {b: 10.0.0.2, c: "10.0.0.3:7500"}
             logFormat: json
@@ -34,6 +35,8 @@ import Testing
         wanted.link.listen = "10.0.0.1:7000"
         wanted.link.lanes = 4
         wanted.link.insecure = true
+        wanted.migrate.lineTableMiB = 64
+        wanted.migrate.holdHotPages = false
         wanted.ramDirectory = "/ram"
         wanted.hosts = ["b": "10.0.0.2", "c": "10.0.0.3:7500"]
         wanted.logFormat = .json
@@ -50,6 +53,8 @@ import Testing
             ("stateDir: /s", "config-key-unknown", "\"stateDir\""),
             ("link: {lane: 1}", "config-key-unknown", "\"link.lane\""),
             ("api: {tcp: 1}", "config-key-unknown", "\"api.tcp\""),
+            ("migrate: {lineTable: 1}", "config-key-unknown", "\"migrate.lineTable\""),
+            ("migrate: {lineTableMiB: 64M}", "config-invalid", "migrate.lineTableMiB"),
             ("link: {lanes: many}", "config-invalid", "link.lanes"),
             ("logFormat: xml", "config-invalid", "logFormat"), ("a: [", "config-invalid", "f"),
         ])
@@ -66,7 +71,19 @@ import Testing
         relative.runDirectory = "run"
         var host = AgentConfig()
         host.hosts = ["b": "x:y"]
-        for config in [lanes, relative, host] { #expect(throws: Problem.self) { try config.validate() } }
+        var table = AgentConfig()
+        table.migrate.lineTableMiB = 0
+        for config in [lanes, relative, host, table] { #expect(throws: Problem.self) { try config.validate() } }
+    }
+
+    @Test("a cap of line hashes says what it can be", arguments: [0, -1, 1 << 20 + 1, Int.max]) func lineTable(
+        mebibytes: Int
+    ) {
+        var config = AgentConfig()
+        config.migrate.lineTableMiB = mebibytes
+        let problem = #expect(throws: Problem.self) { try config.validate() }
+        #expect(problem?.message == "migrate.lineTableMiB is \(mebibytes); it can be 1 to 1048576.")
+        #expect(problem?.advice?.contains("--mode plain") == true)
     }
 
     @Test("JSON log lines") func logLines() throws {

@@ -49,6 +49,8 @@ final class FaultStage {
     let port: ApusPeer.Port
     /// `--mode` of every migration.
     let mode: ApusPeer.Mode?
+    /// What every guest of it does.
+    let workload: Workload
     private(set) var agents: [Agent] = []
     private(set) var console: Console!
     private(set) var here = 0
@@ -57,9 +59,13 @@ final class FaultStage {
     var source: Agent { agents[here] }
     var destination: Agent { agents[1 - here] }
 
-    private init(_ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, _ mode: ApusPeer.Mode?, reconnectS: Double?) {
+    private init(
+        _ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, _ mode: ApusPeer.Mode?, _ workload: Workload,
+        reconnectS: Double?
+    ) {
         self.lab = lab
         self.mode = mode
+        self.workload = workload
         self.port = port
         self.pair = pair
         var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
@@ -72,12 +78,12 @@ final class FaultStage {
     /// - Parameter reconnectS: the agents' link.reconnectS; nil: the default.
     static func with(
         guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto,
-        mode: ApusPeer.Mode? = nil, reconnectS: Double? = nil,
+        mode: ApusPeer.Mode? = nil, workload: Workload = FaultStage.workload, reconnectS: Double? = nil,
         _ body: (FaultStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
             let stage = FaultStage(
-                lab, try await HostPair.make(in: lab, rate: rate), port, mode, reconnectS: reconnectS)
+                lab, try await HostPair.make(in: lab, rate: rate), port, mode, workload, reconnectS: reconnectS)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)
@@ -106,7 +112,7 @@ final class FaultStage {
         let accelerator = await Accelerator.probe(qemu: peer.qemu, image: image)
         await console?.close()
         console = try await source.run(
-            Self.workload, as: Self.vm, qemu: peer.qemu, image: image, accelerator: accelerator)
+            workload, as: Self.vm, qemu: peer.qemu, image: image, accelerator: accelerator)
     }
 
     // MARK: Agents
