@@ -12,8 +12,20 @@ internal import ApusWire
 ///   END of RAM:    lanes get fence 1;    what follows goes with epoch 1: written only when all lanes have passed it
 /// ```
 ///
-/// With a direct source QEMU's stream holds the small blocks (ROMs) and the device state only, and all of it goes to
-/// control; END of RAM means that the guest is stopped, and is when the direct source scans for the last time.
+/// With a direct source what is used of QEMU's stream are the small blocks (ROMs) and the device state, and all of it goes
+/// to control; END of RAM means that the guest is stopped, and is when the direct source scans for the last time.
+///
+/// ```
+///   a block is       in QEMU's stream      here
+///   left out         never                 a page of it ends the migration      owned by the direct source
+///   dropped          as private memory     nothing                              owned by the direct source
+///   forwarded        yes, at least once    to control
+///
+///   QEMU   first pass, dropped block ============-- hold ~~~~~~~~~~ gate ==== rest, rounds, STOP, END
+/// ```
+///
+/// With nothing left to send QEMU stops the guest, whoever else is ready. So its first pass over a dropped block is held
+/// shortly before its end, by not reading on, until the gate opens.
 struct StreamSource: ~Copyable, Sendable {
     private let qemu: Socket
     private let lanes: [LaneQueue]
@@ -30,7 +42,7 @@ struct StreamSource: ~Copyable, Sendable {
     private var pending: [UInt8] = []
     private var epoch: UInt32 = 0
     private var fenceSent: UInt32 = 0
-    private var inRamPart = false
+    private var part = RamPart.none
     private var ramSection: UInt32 = 0
     private var layoutAnnounced = false
 
@@ -39,8 +51,25 @@ struct StreamSource: ~Copyable, Sendable {
         let memory: DirectMemory
         let orders: DirectOrders
     }
-    /// Blocks of which QEMU has sent a page; with a direct source only.
-    private var blocksSent: Set<Int> = []
+    /// A PART section of RAM. What is to be passed on of it begins with its first forwarded page: nothing, mostly.
+    private enum RamPart {
+        case none
+        case silent(head: [UInt8])
+        case forwarded
+
+        var isSilent: Bool { if case .silent = self { true } else { false } }
+    }
+    /// What becomes of a block's pages beside a direct source; see above.
+    private enum Fate {
+        case leftOut, dropped
+        case forwarded(isSent: Bool)
+    }
+    /// One per block; with a direct source only.
+    private var fates: [Fate] = []
+    /// Where QEMU is held; nil: nowhere, or no longer.
+    private var hold: (block: Int, offset: UInt64)?
+    /// What QEMU still has to send of a dropped block when it is held: more than it would stop the guest for.
+    static let heldBytes: UInt64 = 32 << 20
 
     private static let streamFrameBytes = FrameHeader.lengthMax(of: .stream)
 
@@ -116,9 +145,8 @@ struct StreamSource: ~Copyable, Sendable {
 
     private mutating func handle(_ element: StreamElement, _ range: Range<Int>) throws(FlowFailure) {
         switch element {
-        case .page(let block, _) where direct != nil, .zero(let block, _) where direct != nil:
-            blocksSent.insert(block)
-            forward(range)
+        case .page(let block, let offset) where direct != nil, .zero(let block, let offset) where direct != nil:
+            try besideDirect(block, offset, range)
         case .page(let block, let offset):
             try page(block, offset, range.upperBound - Limits.pageBytes)
         case .zero(let block, let offset):
@@ -130,21 +158,23 @@ struct StreamSource: ~Copyable, Sendable {
             if head.kind == .ram { ramSection = head.id }
             forward(range)
         case .sectionPart(_, kind: .ram):
-            if direct == nil { inRamPart = true } else { forward(range) }
+            part = .silent(head: bytes(range))
         case .sectionEnd(_, kind: .ram):
             try flushPending()
             epoch += 1
             report(.lastRoundBegan)
-            try finishDirect()
+            direct?.orders.beginLast()
             forward(range)
         case .sectionFull where reader.isOpaque:
+            try finishDirect()
             try sendFence()
             forward(range)
         case .endOfRecords:
             try flushBatches()
-            if !inRamPart { forward(range) }
+            if !part.isSilent { forward(range) }
         case .footer:
-            if inRamPart { inRamPart = false } else { forward(range) }
+            if !part.isSilent { forward(range) }
+            part = .none
             try announceLayout()
             try flushPending()
         case .xbzrle, .compressed, .multifdFlush:
@@ -212,30 +242,73 @@ struct StreamSource: ~Copyable, Sendable {
         }
     }
 
-    /// The guest is stopped. Every block must come from exactly one side, or a part of its memory would be missing.
+    // MARK: Beside a direct source
+
+    @inline(__always)
+    private mutating func besideDirect(_ block: Int, _ offset: UInt64, _ range: Range<Int>) throws(FlowFailure) {
+        guard block < fates.count else {
+            throw FlowFailure("qemu-stream", "The source QEMU sent a page before its list of RAM blocks.")
+        }
+        if let hold, block > hold.block || (block == hold.block && offset >= hold.offset) {
+            try flushPending()
+            guard direct?.orders.waitUntilQemuMayFinish() == true else {
+                throw FlowFailure("link", "The lanes have stopped.")
+            }
+            self.hold = nil
+        }
+        switch fates[block] {
+        case .dropped: break
+        case .leftOut: throw Self.wrongSide(reader.blocks[block].name, "is sent by QEMU, which was to leave it out.")
+        case .forwarded:
+            fates[block] = .forwarded(isSent: true)
+            if case .silent(let head) = part {
+                pending.append(contentsOf: head)
+                part = .forwarded
+            }
+            forward(range)
+        }
+    }
+
+    private mutating func decideFates(_ memory: DirectMemory, _ layout: Layout) throws(FlowFailure) {
+        for (index, block) in layout.blocks.enumerated() {
+            guard let owned = memory.layout.blocks.first(where: { $0.name == block.name }) else {
+                fates.append(.forwarded(isSent: block.byteCount == 0))
+                continue
+            }
+            guard owned.byteCount == block.byteCount else {
+                throw Self.wrongSide(block.name, "has \(block.byteCount) bytes, the agent owns \(owned.byteCount).")
+            }
+            guard memory.sentByQemu.contains(block.name) else {
+                fates.append(.leftOut)
+                continue
+            }
+            fates.append(.dropped)
+            hold = (index, block.byteCount - min(Self.heldBytes, block.byteCount))
+        }
+    }
+
+    /// The guest is stopped, and QEMU has sent all its pages. What the agent does not own must have come from QEMU, or a
+    /// part of the guest's memory would be missing.
     private mutating func finishDirect() throws(FlowFailure) {
-        guard let direct, let layout else { return }
-        for (index, block) in layout.blocks.enumerated() where block.byteCount > 0 {
-            let owned = direct.memory.layout.blocks.first { $0.name == block.name }
-            guard (owned != nil) != blocksSent.contains(index), owned.map({ $0.byteCount == block.byteCount }) ?? true
-            else {
-                throw FlowFailure(
-                    "direct-layout",
-                    "RAM block \(block.name) (\(block.byteCount) bytes) "
-                        + (owned == nil
-                            ? "is left out by QEMU, but the agent does not own it."
-                            : "is not the one that the agent owns.")
-                        + " Migrate with --port stream.")
+        // Once: device state may look like another section.
+        guard let direct, fenceSent < epoch else { return }
+        for (block, fate) in zip(reader.blocks, fates) {
+            if case .forwarded(isSent: false) = fate {
+                throw Self.wrongSide(block.name, "is left out by QEMU, but the agent does not own it.")
             }
         }
-        guard direct.orders.finishRounds() else { throw FlowFailure("link", "The lanes have stopped.") }
+        guard direct.orders.waitForLast() else { throw FlowFailure("link", "The lanes have stopped.") }
+    }
+
+    private static func wrongSide(_ block: String, _ what: String) -> FlowFailure {
+        FlowFailure("direct-layout", "RAM block \(block) \(what) Migrate with --port stream.")
     }
 
     // MARK: Everything else
 
-    private mutating func forward(_ range: Range<Int>) {
-        pending.append(contentsOf: buffer.bytes.extracting(range).bytesCopied)
-    }
+    private mutating func forward(_ range: Range<Int>) { pending.append(contentsOf: bytes(range)) }
+
+    private func bytes(_ range: Range<Int>) -> [UInt8] { buffer.bytes.extracting(range).bytesCopied }
 
     private mutating func flushPending() throws(FlowFailure) {
         var at = 0
@@ -261,6 +334,7 @@ struct StreamSource: ~Copyable, Sendable {
         do throws(LayoutError) {
             layout = try Layout(reader.blocks.map { ($0.name, $0.usedLength) })
         } catch { throw FlowFailure("qemu-stream", "The RAM blocks of the source QEMU are not usable: \(error).") }
+        if let direct, let layout { try decideFates(direct.memory, layout) }
     }
 
     /// After the START section, so that the destination's QEMU has read it before anything is installed.

@@ -16,7 +16,7 @@ enum Samples {
         note: "Guest RAM stays private.")
     static let migrate = MigrateRequest(
         vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, port: .direct, mode: .dsm,
-        verify: true)
+        verify: true, rebaseMemory: true)
     static let resolve = ResolveRequest(commit: true)
 
     static var progress: JobProgress {
