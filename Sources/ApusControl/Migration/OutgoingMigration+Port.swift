@@ -30,7 +30,8 @@ extension OutgoingMigration {
                 )
             }
             for block in access.blocks where block.isRebased {
-                status.notes.append("RAM block \(block.name) of \(machine.name) is in a file that it was given while it ran.")
+                status.notes.append(
+                    "RAM block \(block.name) of \(machine.name) is in a file that it was given while it ran.")
             }
             return access
         } catch {
@@ -52,7 +53,8 @@ extension OutgoingMigration {
             }
             let longest = String(format: "%.1f", pauses.max() ?? 0)
             status.notes.append(
-                "\(machine.name)'s private RAM was moved into a file: \(pauses.count) pauses, the longest \(longest) ms.")
+                "\(machine.name)'s private RAM was moved into a file: \(pauses.count) pauses, the longest \(longest) ms."
+            )
         } catch { throw DirectAccess.Obstacle("Its private RAM could not be moved into a file: \(error).") }
     }
 
