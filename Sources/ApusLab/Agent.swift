@@ -73,13 +73,16 @@ public struct Agent: Sendable {
     }
 
     /// Boots a guest as somebody else would, and has the agent adopt it; returns when it has checked its memory once.
+    ///
+    /// - Parameter options: more of QEMU's.
     public func adopt(
-        _ workload: Workload, as name: String, qemu: String, image: GuestImage, accelerator: Accelerator, in lab: Lab
+        _ workload: Workload, as name: String, qemu: String, options: [String] = [], image: GuestImage,
+        accelerator: Accelerator, in lab: Lab
     ) async throws -> Console {
         try workload.disk?.make()
         let folder = try lab.makeFolder("adopted-\(name)")
         func words(run: String) -> [String] {
-            [qemu] + workload.arguments(run: run, image: image, accelerator: accelerator)
+            [qemu] + options + workload.arguments(run: run, image: image, accelerator: accelerator)
         }
         let monitor = "\(folder)/qmp.sock"
         let process = try await lab.start(

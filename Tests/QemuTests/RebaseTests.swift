@@ -58,6 +58,62 @@ extension RealGuests {
             }
         }
 
+        /// QEMU migrates from the beginning: what becomes of it, and of its stopped guest.
+        @Test(.timeLimit(.minutes(4)), arguments: [false, true])
+        func theAgentDiesLater(isStopped: Bool) async throws {
+            let held = "destination:record-prepared"
+            try await RebaseStage.with(
+                QemuProgram.installed, rehearsing: isStopped ? "\(held)=1500" : nil
+            ) { stage in
+                _ = try await stage.begin(maxDowntimeMs: isStopped ? FaultStage.converging : FaultStage.endless)
+                if isStopped {
+                    try await wait(for: "the destination to be held", seconds: 30) {
+                        stage.destination.isHeld(at: held) ? true : nil
+                    }
+                } else {
+                    try await stage.source.job(of: RebaseStage.vm, seconds: 30) { $0.progress.round >= 2 }
+                }
+                try await stage.source.kill()
+                try await stage.restartSource()
+                try await stage.expectProof()
+                let job = try await stage.move([])
+                #expect(job.phase == .completed && job.summary?.port == .direct, "\(FaultStage.told(job))")
+                try await stage.expectProof(at: stage.destination)
+            }
+        }
+
+        /// Rounds stop the guest too, and end when the gate opens.
+        @Test(.timeLimit(.minutes(2))) func aDiskWithDirectIO() async throws {
+            let image =
+                FileManager.default.temporaryDirectory.path + "/apus-rebase-\(UInt32.random(in: 0...UInt32.max)).img"
+            defer { try? FileManager.default.removeItem(atPath: image) }
+            #expect(FileManager.default.createFile(atPath: image, contents: Data(count: 8 << 20)))
+            let disk = [
+                "-drive", "if=none,id=direct,file=\(image),format=raw,cache=none,file.locking=off",
+                "-device", "virtio-blk-pci,drive=direct",
+            ]
+            try await RebaseStage.with(QemuProgram.installed, options: disk) { stage in
+                let job = try await stage.move(["--port", "direct", "--rebase-memory", "--verify"])
+                #expect(job.phase == .completed && job.summary?.repairedPages == 0, "\(FaultStage.told(job))")
+                #expect(job.notes.contains { $0.contains("cache.direct=on") }, "\(job.notes)")
+                try await stage.expectProof(at: stage.destination)
+            }
+        }
+
+        /// The destination would make it private again.
+        @Test(.timeLimit(.minutes(2))) func memoryThatItsCommandChooses() async throws {
+            try await RebaseStage.with(QemuProgram.installed, ram: .anonymous) { stage in
+                let refused = try await stage.move(["--port", "direct", "--rebase-memory"])
+                #expect(refused.phase == .failed && refused.summary?.port == nil, "\(FaultStage.told(refused))")
+                FaultStage.expectsWords(refused.error, code: "port-not-possible")
+                #expect(try !stage.isInFile())
+                let job = try await stage.move(["--rebase-memory"])
+                #expect(job.phase == .completed && job.summary?.port == .stream, "\(FaultStage.told(job))")
+                #expect(job.notes.contains { $0.contains("chooses a memory backend") }, "\(job.notes)")
+                try await stage.expectProof(at: stage.destination)
+            }
+        }
+
         /// Between `stop` and `cont`: its successor lets the guest go on, but not one that its operator has paused.
         @Test(.timeLimit(.minutes(2)), arguments: [true, false])
         func theAgentDiesInAPause(isOurs: Bool) async throws {
@@ -72,7 +128,11 @@ extension RealGuests {
                 let state = try await stage.source.machines().first?.state
                 #expect(state == (isOurs ? .running : .paused))
                 #expect(!FileManager.default.fileExists(atPath: mark))
-                if isOurs { try await stage.expectProof() }
+                if isOurs { return try await stage.expectProof() }
+                // With nothing to send QEMU would be done at once.
+                let job = try await stage.move(["--port", "direct", "--rebase-memory", "--verify"])
+                #expect(job.phase == .completed && job.summary?.repairedPages == 0, "\(FaultStage.told(job))")
+                #expect(try await stage.destination.machines().first?.state == .paused)
             }
         }
     }
@@ -98,23 +158,34 @@ final class RebaseStage {
     /// QEMU's.
     private let pid: Int32
 
-    private init(_ lab: Lab, _ program: String) async throws {
+    private init(
+        _ lab: Lab, _ program: String, ram: Workload.RAM, options: [String], rehearsing: String?
+    ) async throws {
         self.lab = lab
         pair = try await HostPair.make(in: lab, rate: 1_000_000_000)
         peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
         source = try await Agent.start("a", peer, pair.source, lab, port: 4600)
-        destination = try await Agent.start("b", peer, pair.destination, lab, port: 4601)
+        destination = try await Agent.start(
+            "b", peer, pair.destination, lab, port: 4601,
+            environment: rehearsing.map { ["APUS_REHEARSE": $0] } ?? [:])
+        var workload = Self.workload
+        workload.ram = ram
         let image = try GuestImage.find()
         console = try await source.adopt(
-            Self.workload, as: Self.vm, qemu: program, image: image,
+            workload, as: Self.vm, qemu: program, options: options, image: image,
             accelerator: await Accelerator.probe(qemu: program, image: image), in: lab)
         pid = try #require(try await source.qemuPID(of: Self.vm))
         monitor = lab.path("adopted-\(Self.vm)/qmp.sock")
     }
 
-    static func with(_ program: String, _ body: (RebaseStage) async throws -> Void) async throws {
+    /// - Parameter rehearsing: where the destination is held, see ``FaultStage``.
+    static func with(
+        _ program: String, ram: Workload.RAM = .plain, options: [String] = [], rehearsing: String? = nil,
+        _ body: (RebaseStage) async throws -> Void
+    ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
-            let stage = try await RebaseStage(lab, program)
+            let stage = try await RebaseStage(
+                lab, program, ram: ram, options: options, rehearsing: rehearsing)
             try await body(stage)
             await stage.console.close()
         }
@@ -131,11 +202,10 @@ final class RebaseStage {
         return try Agent.decode(JobStatus.self, text.output)
     }
 
-    /// A job that never ends by itself.
-    func begin() async throws -> JobStatus {
+    func begin(maxDowntimeMs: Int = FaultStage.endless) async throws -> JobStatus {
         let text = try await source.apus([
-            "migrate", Self.vm, destination.endpoint, "--detach", "--json", "--max-downtime", "1", "--port", "direct",
-            "--rebase-memory",
+            "migrate", Self.vm, destination.endpoint, "--detach", "--json", "--max-downtime", "\(maxDowntimeMs)",
+            "--port", "direct", "--rebase-memory",
         ])
         return try Agent.decode(JobStatus.self, text)
     }

@@ -2,6 +2,7 @@ import ApusFlow
 import ApusMemory
 import ApusQMP
 import ApusSystem
+import Foundation
 
 /// What an agent must know to own a VM's RAM from outside (the direct port).
 struct DirectAccess: Sendable, Equatable {
@@ -124,6 +125,11 @@ struct DirectAccess: Sendable, Equatable {
     /// - Parameter drain: see ``DirectMemory/Drain``; used only where disks need it.
     func attach(pid: Int32, journal: String, drain: DirectMemory.Drain) throws(Obstacle) -> DirectMemory {
         guard let layout else { throw Obstacle("Its RAM blocks are not usable.") }
+        let files = blocks.compactMap { try? FileIdentity.of(path: $0.path) }
+        if let writer = FileSharers.writer(of: files, besides: [pid, ProcessInfo.processInfo.processIdentifier]) {
+            throw Obstacle(
+                "Process \(writer.pid) (\(writer.name)) has its memory mapped too, and its writes would not be seen.")
+        }
         do {
             var windows: [GuestWindow] = []
             for block in blocks {
