@@ -65,7 +65,7 @@ extension RealGuests {
             try await RebaseStage.with(
                 QemuProgram.installed, rehearsing: isStopped ? "\(held)=1500" : nil
             ) { stage in
-                _ = try await stage.begin(maxDowntimeMs: isStopped ? FaultStage.converging : FaultStage.endless)
+                let begun = try await stage.begin(maxDowntimeMs: isStopped ? FaultStage.converging : FaultStage.endless)
                 if isStopped {
                     try await wait(for: "the destination to be held", seconds: 30) {
                         stage.destination.isHeld(at: held) ? true : nil
@@ -75,7 +75,12 @@ extension RealGuests {
                 }
                 try await stage.source.kill()
                 try await stage.restartSource()
+                let ended = try await stage.source.end(of: begun.id, seconds: 20)
+                FaultStage.expectsWords(ended.error, code: "agent-restarted")
                 try await stage.expectProof()
+                try await wait(for: "the destination to have nothing", seconds: 15) {
+                    try await stage.destination.machines().isEmpty ? true : nil
+                }
                 let job = try await stage.move([])
                 #expect(job.phase == .completed && job.summary?.port == .direct, "\(FaultStage.told(job))")
                 try await stage.expectProof(at: stage.destination)

@@ -379,16 +379,6 @@ actor OutgoingMigration {
         }
     }
 
-    /// What is left fits the pause.
-    func gateOpens(predictedDowntimeMs: Double?) {
-        // Reconnecting counts: the session keeps it in mind.
-        guard session.phase == .transferring else { return }
-        // A guest that was paused before shows no STOP.
-        if !session.guestRunning { marks.gateOpened = Instant.now() }
-        marks.predictedDowntimeMs = predictedDowntimeMs
-        post(.gateOpened)
-    }
-
     private func sample() async {
         while !Task.isCancelled {
             try? await Task.sleep(for: SessionTimes.sample)

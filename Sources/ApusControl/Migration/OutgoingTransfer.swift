@@ -277,6 +277,16 @@ extension OutgoingMigration {
         }
     }
 
+    /// What is left fits the pause.
+    func gateOpens(predictedDowntimeMs: Double?) {
+        // Reconnecting counts: the session keeps it in mind.
+        guard session.phase == .transferring else { return }
+        // A guest that was paused before shows no STOP.
+        if !session.guestRunning { marks.gateOpened = Instant.now() }
+        marks.predictedDowntimeMs = predictedDowntimeMs
+        post(.gateOpened)
+    }
+
     /// Called from the flow's threads.
     nonisolated func flowReports(_ event: SourceFlowEvent) {
         switch event {
