@@ -18,10 +18,14 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
     public var mode: MigrationMode?
     /// Compare all memory by digest before the switch, and send again what differs; nil: no.
     public var verify: Bool?
+    /// Move private RAM into a file first, with a pause of some milliseconds for each 256 MiB, so that the direct port can
+    /// have it; nil: no.
+    public var rebaseMemory: Bool?
 
     public init(
         vm: String, host: String, maxDowntimeMs: Int = 300, bandwidthMBps: Double? = nil, timeoutS: Double? = nil,
-        port: MemoryPort? = nil, mode: MigrationMode? = nil, verify: Bool? = nil
+        port: MemoryPort? = nil, mode: MigrationMode? = nil, verify: Bool? = nil,
+        rebaseMemory: Bool? = nil
     ) {
         self.vm = vm
         self.host = host
@@ -31,6 +35,7 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
         self.port = port
         self.mode = mode
         self.verify = verify
+        self.rebaseMemory = rebaseMemory
     }
 }
 

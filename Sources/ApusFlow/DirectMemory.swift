@@ -4,8 +4,11 @@ internal import Synchronization
 
 /// Guest RAM that the source agent owns from outside: where it can be read, and who tells what was written.
 public final class DirectMemory: Sendable {
-    /// The RAM blocks that QEMU leaves out of its stream (`x-ignore-shared`) and that travel by this port.
+    /// The RAM blocks that travel by this port.
     public let layout: Layout
+    /// Names of those that QEMU takes for private: it sends their pages all the same, and they are dropped. The others it
+    /// leaves out of its stream (`x-ignore-shared`).
+    let sentByQemu: Set<String>
     /// One per block.
     let windows: [GuestWindow]
     /// Its areas are the blocks, in the same order.
@@ -29,9 +32,12 @@ public final class DirectMemory: Sendable {
         }
     }
 
-    public init(layout: Layout, windows: [GuestWindow], tracker: WriteTracker, drain: Drain?) {
+    public init(
+        layout: Layout, sentByQemu: Set<String>, windows: [GuestWindow], tracker: WriteTracker, drain: Drain?
+    ) {
         precondition(layout.blocks.count == windows.count)
         self.layout = layout
+        self.sentByQemu = sentByQemu
         self.windows = windows
         self.tracker = tracker
         self.drain = drain
@@ -39,6 +45,8 @@ public final class DirectMemory: Sendable {
 
     /// For a ``PullServer``: they outlive the tracker.
     public var serverWindows: [GuestWindow] { windows }
+    /// QEMU must migrate from the beginning, for it stops the guest only when it has sent nearly all that it thinks due.
+    public var qemuSendsPagesToo: Bool { !sentByQemu.isEmpty }
 
     var reader: GuestReader { GuestReader(layout, windows.map { .mapped($0) }) }
 
@@ -47,22 +55,36 @@ public final class DirectMemory: Sendable {
 }
 
 /// What a direct source and those who wait for it say to each other.
+///
+/// ```
+///   rounds, QEMU held --letQemuFinish--> rounds, QEMU free --beginLast--> last --finished--> done
+///      `------------------------------------ beginLast --------------------^     any --end--> over
+/// ```
 final class DirectOrders: Sendable {
     private enum State: Sendable, Equatable {
-        case rounds
+        case rounds(qemuIsHeld: Bool)
         /// The guest is stopped: scan once more, send everything.
         case last
         /// Everything is in the lanes' queues but the rest, which the destination fetches when its guest runs.
         case done(rest: PageSet?)
         case over
-    }
-    private let state = Monitor(State.rounds)
 
-    /// Called once the guest is stopped. Blocks until all of its memory is in the lanes' queues; false when the flow
-    /// has failed.
-    func finishRounds() -> Bool {
-        state.update { if $0 == .rounds { $0 = .last } }
-        return state.wait { state in
+        var isRounds: Bool { if case .rounds = self { true } else { false } }
+    }
+    private let state = Monitor(State.rounds(qemuIsHeld: true))
+
+    /// QEMU may send the rest of its pages, and stop the guest.
+    func letQemuFinish() { state.update { if $0.isRounds { $0 = .rounds(qemuIsHeld: false) } } }
+    /// Blocks until it may; false: the flow is over.
+    func waitUntilQemuMayFinish() -> Bool {
+        state.wait { $0 == .rounds(qemuIsHeld: true) ? nil : $0 != .over } ?? false
+    }
+
+    /// Called once the guest is stopped.
+    func beginLast() { state.update { if $0.isRounds { $0 = .last } } }
+    /// Blocks until all of the guest's memory is in the lanes' queues; false: the flow has failed.
+    func waitForLast() -> Bool {
+        state.wait { state in
             switch state {
             case .rounds, .last: nil
             case .done: true
@@ -89,7 +111,7 @@ final class DirectOrders: Sendable {
     }
     var isOver: Bool { state.read { $0 == .over } }
     /// Somebody waits: no time for anything else.
-    var isDue: Bool { state.read { $0 != .rounds } }
+    var isDue: Bool { state.read { !$0.isRounds } }
 }
 
 /// How far the rounds are; written by the direct source, read by anyone.

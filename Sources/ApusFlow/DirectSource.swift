@@ -10,7 +10,8 @@ internal import ApusWire
 ///   round 1   pages that the file has                         (a hole is zero at the destination already)
 ///   round n   scan: written since the last scan, protected again in one step -> ready, held
 ///             ready travels, held waits                        rounds shrink; the gate looks after every scan
-///   gate      report(.converged); QEMU is told to migrate its device state and stops the guest by itself
+///   gate      report(.converged); QEMU is told to migrate its device state and stops the guest by itself. If it sends
+///             pages too it migrates from the beginning, and is let go on to its end now
 ///   last      guest stopped, I/O drained: scan, everything travels, then fence, then device state
 /// ```
 ///
@@ -33,13 +34,27 @@ struct DirectSource: ~Copyable {
     private let pull: FlowOptions.Pull
     /// nil: no page is held back.
     private var room: HoldRoom?
+    private let closing: Closing
 
     /// A guest whose dirty pages do not get fewer is scanned this seldom: every scan makes it fault once per page.
     static let steadyRoundMs = 500.0
-    /// While QEMU sets up and stops the guest, which takes it a few milliseconds, rounds go on so that little is left.
-    static let closingRoundMs = 2.0
-    /// From the gate's opening to the guest's stop.
-    static let stopMs = 8.0
+    /// What is expected between the gate's opening and the guest's stop.
+    private struct Closing {
+        /// Rounds go on so that little is left; nil: no more rounds.
+        var roundMs: Double?
+        /// Writes of so long are left for the pause.
+        var unsentMs: Double
+
+        init(_ memory: DirectMemory) {
+            switch (memory.qemuSendsPagesToo, memory.drain == nil) {
+            // QEMU sets up and stops the guest in a few milliseconds.
+            case (false, let isFree): (roundMs, unsentMs) = (isFree ? 2 : nil, 8)
+            // It takes it some 200 ms: every round makes the guest fault again, so there are fewer.
+            case (true, true): (roundMs, unsentMs) = (10, 25)
+            case (true, false): (roundMs, unsentMs) = (nil, 250)
+            }
+        }
+    }
 
     init(
         _ memory: DirectMemory, _ lanes: [LaneQueue], _ counters: [LaneCounters], own: LaneCounters,
@@ -60,6 +75,7 @@ struct DirectSource: ~Copyable {
         maxDowntimeMs = options.maxDowntimeMs
         pull = options.pull
         room = options.holdsHotPages ? HoldRoom() : nil
+        closing = Closing(memory)
         gate = SwitchGate(maxDowntimeMs: options.maxDowntimeMs)
     }
 
@@ -118,13 +134,10 @@ struct DirectSource: ~Copyable {
             try sendReady()
             waitForLanes()
             if opens { report(.converged(predictedDowntimeMs: predictedMs)) }
-            if isOpen && memory.drain != nil {
-                waitMs = .infinity
-                continue
-            }
             waitMs =
                 isOpen
-                ? Self.closingRoundMs : isShrinking ? 0 : Self.steadyRoundMs - Instant.now().ms(since: scanned)
+                ? closing.roundMs ?? .infinity
+                : isShrinking ? 0 : Self.steadyRoundMs - Instant.now().ms(since: scanned)
         }
     }
 
@@ -288,7 +301,7 @@ struct DirectSource: ~Copyable {
         sample.linkBytesPerS = link
         sample.ratio = flow.dataPages == 0 ? 1 : min(1.1, Double(flow.wireBytes) / (Double(flow.dataPages) * pageBytes))
         let sendMs = Double(rounds.readyCount) * pageBytes * sample.ratio / link * 1000
-        let written = min(pagesPerS * (sendMs + Self.stopMs) / 1000, Double(layout.pageCount))
+        let written = min(pagesPerS * (sendMs + closing.unsentMs) / 1000, Double(layout.pageCount))
         sample.remainingBytes = (written + Double(rounds.heldCount)) * pageBytes
         sample.dirtyBytesPerS = pagesPerS * pageBytes
         sample.unconfirmedBytes = 0

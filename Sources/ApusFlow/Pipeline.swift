@@ -18,7 +18,8 @@ internal import ApusWire
 /// What a source flow tells its session.
 public enum SourceFlowEvent: Sendable, Equatable {
     case layoutKnown(Layout)
-    /// Direct port: what is left fits the pause. QEMU is to be told to migrate; see ``SourceFlow/connect(_:)``.
+    /// Direct port: what is left fits the pause. QEMU is to be told to migrate (``SourceFlow/connect(_:)``), or, if it does
+    /// so already, to be let go on (``SourceFlow/letQemuFinish()``).
     case converged(predictedDowntimeMs: Double)
     /// QEMU has stopped the guest and sends the last pages.
     case lastRoundBegan
@@ -75,7 +76,7 @@ public struct FlowOptions: Sendable {
 public enum SourcePort: Sendable {
     /// QEMU's migration stream: the accepted connection of the source QEMU.
     case stream(Socket)
-    /// Guest RAM itself. QEMU connects when the flow says that it has converged.
+    /// Guest RAM itself. QEMU connects when the flow says that it has converged; at once if it sends pages too.
     case direct(DirectMemory)
 }
 
@@ -172,6 +173,9 @@ public final class SourceFlow: Sendable {
             for queue in queues { queue.queue.close() }
         }
     }
+
+    /// QEMU, which sends pages that are dropped, is held no more: it stops the guest when little is left to it. Direct port.
+    public func letQemuFinish() { direct?.orders.letQemuFinish() }
 
     /// Bytes of the return path for the source's QEMU.
     public func writeReturnPath(_ bytes: [UInt8]) throws(SystemError) { try qemu.read { $0 }?.write(bytes.rawBytes) }

@@ -13,8 +13,20 @@ internal import ApusWire
 ///   END of RAM:    lanes get fence 1;    what follows goes with epoch 1: written only when all lanes have passed it
 /// ```
 ///
-/// With a direct source QEMU's stream holds the small blocks (ROMs) and the device state only, and all of it goes to
-/// control; END of RAM means that the guest is stopped, and is when the direct source scans for the last time.
+/// With a direct source what is used of QEMU's stream are the small blocks (ROMs) and the device state, and all of it goes
+/// to control; END of RAM means that the guest is stopped, and is when the direct source scans for the last time.
+///
+/// ```
+///   a block is       in QEMU's stream      here
+///   left out         never                 a page of it ends the migration      owned by the direct source
+///   dropped          as private memory     nothing                              owned by the direct source
+///   forwarded        yes, at least once    to control
+///
+///   QEMU   first pass, dropped block ============-- hold ~~~~~~~~~~ gate ==== rest, rounds, STOP, END
+/// ```
+///
+/// With nothing left to send QEMU stops the guest, whoever else is ready. So its first pass over a dropped block is held
+/// shortly before its end, by not reading on, until the gate opens.
 struct StreamSource: ~Copyable, Sendable {
     private let qemu: Socket
     private let lanes: [LaneQueue]
@@ -31,7 +43,7 @@ struct StreamSource: ~Copyable, Sendable {
     private var pending: [UInt8] = []
     private var epoch: UInt32 = 0
     private var fenceSent: UInt32 = 0
-    private var inRamPart = false
+    private var part = RamPart.none
     private var ramSection: UInt32 = 0
     private var layoutAnnounced = false
 
@@ -40,8 +52,25 @@ struct StreamSource: ~Copyable, Sendable {
         let memory: DirectMemory
         let orders: DirectOrders
     }
-    /// Blocks of which QEMU has sent a page; with a direct source only.
-    private var blocksSent: Set<Int> = []
+    /// A PART section of RAM. What is to be passed on of it begins with its first forwarded page: nothing, mostly.
+    private enum RamPart {
+        case none
+        case silent(head: [UInt8])
+        case forwarded
+
+        var isSilent: Bool { if case .silent = self { true } else { false } }
+    }
+    /// What becomes of a block's pages beside a direct source; see above.
+    private enum Fate {
+        case leftOut, dropped
+        case forwarded(isSent: Bool)
+    }
+    /// One per block; with a direct source only.
+    private var fates: [Fate] = []
+    /// Where QEMU is held; nil: nowhere, or no longer.
+    private var qemuHold: (block: Int, offset: UInt64)?
+    /// What QEMU still has to send of a dropped block when it is held: more than it would stop the guest for.
+    static let heldBytes: UInt64 = 32 << 20
 
     /// What decides how many hot pages are kept back, and who is told.
     struct Hold: Sendable {
@@ -129,9 +158,8 @@ struct StreamSource: ~Copyable, Sendable {
 
     private mutating func handle(_ element: StreamElement, _ range: Range<Int>) throws(FlowFailure) {
         switch element {
-        case .page(let block, _) where direct != nil, .zero(let block, _) where direct != nil:
-            blocksSent.insert(block)
-            forward(range)
+        case .page(let block, let offset) where direct != nil, .zero(let block, let offset) where direct != nil:
+            try besideDirect(block, offset, range)
         case .page(let block, let offset):
             let number = try number(block, offset)
             let bytes = range.upperBound - Limits.pageBytes..<range.upperBound
@@ -148,23 +176,25 @@ struct StreamSource: ~Copyable, Sendable {
             if head.kind == .ram { ramSection = head.id }
             forward(range)
         case .sectionPart(_, kind: .ram):
-            if direct == nil { inRamPart = true } else { forward(range) }
+            part = .silent(head: bytes(range))
         case .sectionEnd(_, kind: .ram):
             try flushPending()
             epoch += 1
             countHeld()
             held?.close()
             report(.lastRoundBegan)
-            try finishDirect()
+            direct?.orders.beginLast()
             forward(range)
         case .sectionFull where reader.isOpaque:
+            try finishDirect()
             try sendFence()
             forward(range)
         case .endOfRecords:
             try flushBatches()
-            if !inRamPart { forward(range) }
+            if !part.isSilent { forward(range) }
         case .footer:
-            if inRamPart { inRamPart = false } else { forward(range) }
+            if !part.isSilent { forward(range) }
+            part = .none
             try announceLayout()
             try flushPending()
         case .xbzrle, .compressed, .multifdFlush:
@@ -304,23 +334,62 @@ struct StreamSource: ~Copyable, Sendable {
         }
     }
 
-    /// The guest is stopped. Every block must come from exactly one side, or a part of its memory would be missing.
+    // MARK: Beside a direct source
+
+    @inline(__always)
+    private mutating func besideDirect(_ block: Int, _ offset: UInt64, _ range: Range<Int>) throws(FlowFailure) {
+        guard block < fates.count else {
+            throw FlowFailure("qemu-stream", "The source QEMU sent a page before its list of RAM blocks.")
+        }
+        if let stop = qemuHold, block > stop.block || (block == stop.block && offset >= stop.offset) {
+            try flushPending()
+            guard direct?.orders.waitUntilQemuMayFinish() == true else {
+                throw FlowFailure("link", "The lanes have stopped.")
+            }
+            qemuHold = nil
+        }
+        switch fates[block] {
+        case .dropped: break
+        case .leftOut: throw Self.wrongSide(reader.blocks[block].name, "is sent by QEMU, which was to leave it out.")
+        case .forwarded:
+            fates[block] = .forwarded(isSent: true)
+            if case .silent(let head) = part {
+                pending.append(contentsOf: head)
+                part = .forwarded
+            }
+            forward(range)
+        }
+    }
+
+    private mutating func decideFates(_ memory: DirectMemory, _ layout: Layout) throws(FlowFailure) {
+        for (index, block) in layout.blocks.enumerated() {
+            guard let owned = memory.layout.blocks.first(where: { $0.name == block.name }) else {
+                fates.append(.forwarded(isSent: block.byteCount == 0))
+                continue
+            }
+            guard owned.byteCount == block.byteCount else {
+                throw Self.wrongSide(block.name, "has \(block.byteCount) bytes, the agent owns \(owned.byteCount).")
+            }
+            guard memory.sentByQemu.contains(block.name) else {
+                fates.append(.leftOut)
+                continue
+            }
+            fates.append(.dropped)
+            qemuHold = (index, block.byteCount - min(Self.heldBytes, block.byteCount))
+        }
+    }
+
+    /// The guest is stopped, and QEMU has sent all its pages. What the agent does not own must have come from QEMU, or a
+    /// part of the guest's memory would be missing.
     private mutating func finishDirect() throws(FlowFailure) {
-        guard let direct, let layout else { return }
-        for (index, block) in layout.blocks.enumerated() where block.byteCount > 0 {
-            let owned = direct.memory.layout.blocks.first { $0.name == block.name }
-            guard (owned != nil) != blocksSent.contains(index), owned.map({ $0.byteCount == block.byteCount }) ?? true
-            else {
-                throw FlowFailure(
-                    "direct-layout",
-                    "RAM block \(block.name) (\(block.byteCount) bytes) "
-                        + (owned == nil
-                            ? "is left out by QEMU, but the agent does not own it."
-                            : "is not the one that the agent owns.")
-                        + " Migrate with --port stream.")
+        // Once: device state may look like another section.
+        guard let direct, fenceSent < epoch else { return }
+        for (block, fate) in zip(reader.blocks, fates) {
+            if case .forwarded(isSent: false) = fate {
+                throw Self.wrongSide(block.name, "is left out by QEMU, but the agent does not own it.")
             }
         }
-        guard direct.orders.finishRounds() else { throw FlowFailure("link", "The lanes have stopped.") }
+        guard direct.orders.waitForLast() else { throw FlowFailure("link", "The lanes have stopped.") }
         guard let rest = direct.orders.rest else { return }
         // Behind the fence: no lane writes into guest RAM any more when the destination empties these pages.
         try sendFence()
@@ -329,11 +398,15 @@ struct StreamSource: ~Copyable, Sendable {
         }
     }
 
+    private static func wrongSide(_ block: String, _ what: String) -> FlowFailure {
+        FlowFailure("direct-layout", "RAM block \(block) \(what) Migrate with --port stream.")
+    }
+
     // MARK: Everything else
 
-    private mutating func forward(_ range: Range<Int>) {
-        pending.append(contentsOf: buffer.bytes.extracting(range).bytesCopied)
-    }
+    private mutating func forward(_ range: Range<Int>) { pending.append(contentsOf: bytes(range)) }
+
+    private func bytes(_ range: Range<Int>) -> [UInt8] { buffer.bytes.extracting(range).bytesCopied }
 
     private mutating func flushPending() throws(FlowFailure) {
         var at = 0
@@ -361,6 +434,7 @@ struct StreamSource: ~Copyable, Sendable {
             if hold != nil { held = HeldPages(pageCount: layout.pageCount) }
             self.layout = layout
         } catch { throw FlowFailure("qemu-stream", "The RAM blocks of the source QEMU are not usable: \(error).") }
+        if let direct, let layout { try decideFates(direct.memory, layout) }
     }
 
     /// After the START section, so that the destination's QEMU has read it before anything is installed.

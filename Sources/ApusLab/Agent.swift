@@ -72,6 +72,31 @@ public struct Agent: Sendable {
         return console
     }
 
+    /// Boots a guest as somebody else would, and has the agent adopt it; returns when it has checked its memory once.
+    ///
+    /// - Parameter options: more of QEMU's.
+    public func adopt(
+        _ workload: Workload, as name: String, qemu: String, options: [String] = [], image: GuestImage,
+        accelerator: Accelerator, in lab: Lab
+    ) async throws -> Console {
+        try workload.disk?.make()
+        let folder = try lab.makeFolder("adopted-\(name)")
+        func words(run: String) -> [String] {
+            [qemu] + options + workload.arguments(run: run, image: image, accelerator: accelerator)
+        }
+        let monitor = "\(folder)/qmp.sock"
+        let process = try await lab.start(
+            "adopted-\(name)", words(run: folder) + ["-qmp", "unix:\(monitor),server=on,wait=off"])
+        try await wait(for: "the monitor of \(name)", seconds: 20) {
+            try process.mustRun()
+            return FileManager.default.fileExists(atPath: monitor) ? true : nil
+        }
+        try await apus(["vm", "adopt", "--qmp", monitor, "--name", name, "--"] + words(run: "{run}"))
+        let console = try await Console.connect(path: "\(folder)/console.sock")
+        try await console.verdicts(1, seconds: 90)
+        return console
+    }
+
     /// `apus migrate NAME HOST`: the completed job, with what it told on its way unless that went to this terminal.
     ///
     /// - Parameter showing: the command's own progress goes to this terminal.

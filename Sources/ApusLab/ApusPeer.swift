@@ -15,6 +15,8 @@ public struct ApusPeer: Sendable {
     public var port: Port?
     /// nil: Apus decides.
     public var mode: Mode?
+    /// The guest is an adopted one with private RAM, which is moved into a file first: `apus migrate --rebase-memory`.
+    public var rebases = false
     /// TCP connections for pages, `link.lanes` of both agents; nil: their default.
     public var lanes: Int?
     /// `migrate.holdHotPages` of both agents.
@@ -35,9 +37,9 @@ public struct ApusPeer: Sendable {
         self.qemu = qemu
     }
 
-    /// Takes port and mode from a name: `apus`, `apus-PORT`, `apus-MODE`, `apus-MODE-PORT`. A port without a mode means
-    /// plain pages, so that what `apus-direct` measures does not change with the default mode. `-nohold` at the end of any
-    /// of them: hot pages are not kept back.
+    /// Takes port and mode from a name: `apus`, `apus-PORT`, `apus-MODE`, `apus-MODE-PORT`; `rebase` as the port is the
+    /// direct one of a VM that is re-backed. A port without a mode means plain pages, so that what `apus-direct` measures
+    /// does not change with the default mode. `-nohold` at the end of any of them: hot pages are not kept back.
     ///
     /// - Returns: nil for another name.
     public static func named(_ name: String, program: String, qemu: String) -> ApusPeer? {
@@ -48,7 +50,8 @@ public struct ApusPeer: Sendable {
             peer.mode = mode
             words.removeFirst()
         }
-        if let port = words.first.flatMap(Port.init(rawValue:)) {
+        peer.rebases = words.first == "rebase"
+        if let port = peer.rebases ? .direct : words.first.flatMap(Port.init(rawValue:)) {
             peer.port = port
             peer.mode = peer.mode ?? .plain
             words.removeFirst()
@@ -64,7 +67,7 @@ public struct ApusPeer: Sendable {
     public var label: String {
         var words = ["apus"]
         if let mode, mode != .plain || port == nil { words.append(mode.rawValue) }
-        if let port { words.append(port.rawValue) }
+        if let port { words.append(rebases ? "rebase" : port.rawValue) }
         if !holdsHotPages { words.append("nohold") }
         return words.joined(separator: "-") + (lanes.map { " \($0) lane\($0 == 1 ? "" : "s")" } ?? "")
     }
@@ -74,6 +77,7 @@ public struct ApusPeer: Sendable {
         var words = ["--max-downtime", "\(maxDowntimeMs)", "--timeout", "\(Int(timeoutS))"]
         if let port { words += ["--port", port.rawValue] }
         if let mode { words += ["--mode", mode.rawValue] }
+        if rebases { words.append("--rebase-memory") }
         return words
     }
 
@@ -109,8 +113,12 @@ public struct ApusPeer: Sendable {
     ) async throws -> Outcome {
         let source = try await Agent.start("a", self, pair.source, lab, port: Self.port - 1)
         let destination = try await Agent.start("b", self, pair.destination, lab, port: Self.port)
-        narrate?("$ apus vm run \(Self.vm) -- \(qemu) …")
-        let here = try await source.run(workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator)
+        narrate?("$ apus vm \(rebases ? "adopt" : "run") \(Self.vm) -- \(qemu) …")
+        let here =
+            rebases
+            ? try await source.adopt(
+                workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator, in: lab)
+            : try await source.run(workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator)
         try await ContinuousClock().sleep(for: Outcome.settling)
 
         var outcome = Outcome(peer: label, workload: workload.name, rate: pair.rate)

@@ -27,6 +27,12 @@ struct MigrateVerb: AsyncParsableCommand {
     var mode: MigrationMode?
     @Flag(help: "Compare all memory by digest before the switch, send again what differs. The pause gets longer.")
     var verify = false
+    @Flag(
+        help: """
+            Move private RAM (plain -m) into a file first, so that the direct port can have it: a pause of some \
+            milliseconds for each 256 MiB. What cannot be moved goes by the stream port.
+            """)
+    var rebaseMemory = false
     @Flag(help: "Do not wait: print the job and return.") var detach = false
     @OptionGroup var connection: Connection
 
@@ -34,12 +40,15 @@ struct MigrateVerb: AsyncParsableCommand {
         if maxDowntime < 1 { throw ValidationError("--max-downtime must be at least 1 ms.") }
         if let bandwidth, !(bandwidth > 0) { throw ValidationError("--bandwidth must be more than 0 MB/s.") }
         if let timeout, !(timeout > 0) { throw ValidationError("--timeout must be more than 0 s.") }
+        if rebaseMemory && port == .stream {
+            throw ValidationError("--rebase-memory is for the direct port: leave out --port stream.")
+        }
     }
 
     func run() async throws {
         let request = MigrateRequest(
             vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout, port: port,
-            mode: mode, verify: verify ? true : nil)
+            mode: mode, verify: verify ? true : nil, rebaseMemory: rebaseMemory ? true : nil)
         // Trapped before the job exists: a Ctrl-C in between must abort it, not leave it without its watcher.
         let interrupts = detach ? nil : await UnixSignalsSequence(trapping: .sigint)
         try await connection.run { client in

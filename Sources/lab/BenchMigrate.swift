@@ -15,7 +15,7 @@ struct BenchMigrate: AsyncParsableCommand {
     @Option(
         help: """
             Peers: apus, plain, xbzrle, multifd+zstd, postcopy+preempt, auto-converge; apus-stream, apus-direct, apus-dsm, \
-            apus-dsm-stream, apus-dsm-direct choose port and mode.
+            apus-dsm-stream, apus-dsm-direct choose port and mode, apus-dsm-rebase moves private RAM into a file first.
             """)
     var peers = "apus,plain,xbzrle,multifd+zstd,postcopy+preempt"
     @Flag(help: "One run of two workloads on 1 Gb/s.") var quick = false

@@ -59,8 +59,8 @@ struct MatrixOptions: ParsableArguments {
             guard let mode = PlainQemu.Mode(rawValue: name) else {
                 let modes = PlainQemu.Mode.allCases.map(\.rawValue).joined(separator: ", ")
                 throw ValidationError(
-                    "No peer \(name); there are apus, apus-PORT, apus-MODE, apus-MODE-PORT (PORT: auto, stream, direct; "
-                        + "MODE: plain, dsm; each with -nohold too), \(modes).")
+                    "No peer \(name); there are apus, apus-PORT, apus-MODE, apus-MODE-PORT (PORT: auto, stream, direct, "
+                        + "rebase; MODE: plain, dsm, hybrid, postcopy; each with -nohold too), \(modes).")
             }
             return programs.map { program in
                 var plain = PlainQemu(program: program.path, version: program.version, mode: mode)

@@ -114,3 +114,17 @@ import Testing
         #expect(sender.join(ms: 10_000))
     }
 }
+
+@Suite struct FileSharersTests {
+    @Test func whoMapsAFileIsFound() throws {
+        let file = try Descriptor.memoryFile(byteCount: 8192)
+        let identity = try FileIdentity.of(path: "/proc/self/fd/\(file.number)")
+        let own = try #require(Int32(ProcFile.link("/proc/self") ?? ""))
+        #expect(FileSharers.writer(of: [identity], besides: []) == nil)
+        let window = try GuestWindow(file, fileOffset: 4096, byteCount: 4096)
+        #expect(FileSharers.writer(of: [identity], besides: [])?.pid == own)
+        #expect(FileSharers.writer(of: [identity], besides: [own]) == nil)
+        #expect(FileSharers.writer(of: [], besides: []) == nil)
+        withExtendedLifetime(window) {}
+    }
+}

@@ -170,6 +170,25 @@ extension RealGuests {
             }
         }
 
+        /// Its writes are in no page table of QEMU's.
+        @Test(.timeLimit(.minutes(2))) func memoryThatAnotherProcessMaps() async throws {
+            try await with(QemuProgram.installed) { source, destination, _ in
+                let pid = try #require(try await source.qemuPID(of: Self.vm))
+                let bytes = UInt64(FaultStage.workload.memoryKiB) << 10
+                let path = try #require(
+                    try ProcFile.numbers(in: "/proc/\(pid)/fd").map { "/proc/\(pid)/fd/\($0)" }.first {
+                        (try? FileIdentity.of(path: $0))?.size == bytes
+                    })
+                let window = try GuestWindow(try Descriptor.open(path, .readWrite), fileOffset: 0, byteCount: bytes)
+                let refused = try await source.attempt(
+                    ["migrate", Self.vm, destination.endpoint, "--json", "--port", "direct"])
+                let problem = try Agent.decode(Problem.self, refused.errors)
+                FaultStage.expectsWords(problem, code: "port-not-possible")
+                #expect("\(problem)".contains("Process \(getpid()) "), "\(problem)")
+                withExtendedLifetime(window) {}
+            }
+        }
+
         /// Neither an abort nor the death of the agent leaves anything in QEMU.
         @Test(.timeLimit(.minutes(3))) func nothingStaysInQemu() async throws {
             try await FaultStage.with { stage in

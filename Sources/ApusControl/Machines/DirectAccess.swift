@@ -2,10 +2,11 @@ import ApusFlow
 import ApusMemory
 import ApusQMP
 import ApusSystem
+import Foundation
 
 /// What an agent must know to own a VM's RAM from outside (the direct port).
 struct DirectAccess: Sendable, Equatable {
-    /// One RAM block that QEMU leaves out of its stream with `x-ignore-shared`.
+    /// One RAM block that is in a file.
     struct Block: Sendable, Equatable, Codable {
         var name: String
         var byteCount: UInt64
@@ -14,10 +15,19 @@ struct DirectAccess: Sendable, Equatable {
         /// Under `/proc/PID/fd`.
         var path: String
         var fileOffset: UInt64
+        /// QEMU takes it for private memory, and does not leave it out of its stream with `x-ignore-shared`.
+        var isSentByQemu: Bool
+        /// Given its file while the VM ran; see ``MemoryRebase``.
+        var isRebased: Bool
     }
     var blocks: [Block]
     /// A disk with cache.direct=on (O_DIRECT) reads into pinned memory, behind the page tables.
     var usesDirectIO: Bool
+
+    init(blocks: [Block], usesDirectIO: Bool) {
+        self.blocks = blocks
+        self.usesDirectIO = usesDirectIO
+    }
 
     /// Why a VM goes by the stream port.
     struct Obstacle: Error, Sendable, Equatable, CustomStringConvertible {
@@ -29,11 +39,19 @@ struct DirectAccess: Sendable, Equatable {
     private static let foreignDevices = [
         "vhost-user", "vfio", "ivshmem", "virtio-mem", "virtio-pmem", "nvdimm", "vdpa",
     ]
-    /// From this version on QEMU ignores only RAM in a named file, and sends a memfd.
+    /// From this version on QEMU leaves out only RAM in a named file, and sends a memfd.
     private static let namedFilesOnly = QEMUVersion(major: 8, minor: 1, micro: 0)
 
+    /// A running VM that has nothing against the direct port, except perhaps where its RAM is.
+    struct Candidate: Sendable {
+        let pid: Int32
+        let infos: [RAMBlockInfo]
+        let usesDirectIO: Bool
+        let namedFilesOnly: Bool
+    }
+
     /// Looks at a running VM, without touching it.
-    static func examine(_ machine: Machine) async throws(Obstacle) -> DirectAccess {
+    static func examine(_ machine: Machine) async throws(Obstacle) -> Candidate {
         if let lack = WriteTracker.hostLacks() { throw Obstacle(lack) }
         do {
             let known = try await machine.qmp.execute(.queryMigrateCapabilities)
@@ -52,8 +70,8 @@ struct DirectAccess: Sendable, Equatable {
             let usesDirectIO = disks.contains { $0.inserted?.cache?.direct ?? false }
             let version = try await machine.qmp.execute(.queryVersion)
             let infos = RAMBlockInfo.parse(try await machine.qmp.execute(.human("info ramblock")))
-            let blocks = try blocks(machine.pid, infos, namedFilesOnly: version >= namedFilesOnly)
-            return DirectAccess(blocks: blocks, usesDirectIO: usesDirectIO)
+            return Candidate(
+                pid: machine.pid, infos: infos, usesDirectIO: usesDirectIO, namedFilesOnly: version >= namedFilesOnly)
         } catch let obstacle as Obstacle { throw obstacle } catch {
             throw Obstacle("Its QEMU does not tell what it is made of: \(error).")
         }
@@ -67,33 +85,35 @@ struct DirectAccess: Sendable, Equatable {
             .map { "a \($0) network back-end" }
     }
 
-    private static func blocks(
-        _ pid: Int32, _ infos: [RAMBlockInfo], namedFilesOnly: Bool
-    ) throws(Obstacle) -> [Block] {
+    /// - Throws: `Obstacle` when there is no RAM in a file.
+    init(_ candidate: Candidate) throws(Obstacle) {
+        let pid = candidate.pid
         guard let text = try? ProcFile.read("/proc/\(pid)/maps") else {
             throw Obstacle("Its memory map cannot be read.")
         }
         let maps = MappedRange.parse(text)
         var blocks: [Block] = []
-        for info in infos where info.usedBytes > 0 {
+        for info in candidate.infos where info.usedBytes > 0 {
             guard
                 let range = MachineMemory.sharedRange(for: (info.name, info.usedBytes), in: maps, at: info.hostAddress)
             else { continue }
-            if range.path.hasPrefix("/memfd:") && namedFilesOnly { continue }
+            let isRebased = range.path.hasPrefix(MemoryRebase.filePrefix)
             guard let path = MachineMemory.fileDescriptorPath(of: range, pid: pid), FileSystem.isMemory(path) else {
                 throw Obstacle("RAM block \(info.name) is in a file that is not in memory: \(range.path).")
             }
             blocks.append(
                 Block(
                     name: info.name, byteCount: info.usedBytes, address: range.start, path: path,
-                    fileOffset: range.offset))
+                    fileOffset: range.offset,
+                    isSentByQemu: isRebased || (candidate.namedFilesOnly && range.path.hasPrefix("/memfd:")),
+                    isRebased: isRebased))
         }
         guard !blocks.isEmpty else {
             throw Obstacle(
                 "None of its memory is in a shared file (-object memory-backend-file,share=on; "
-                    + "`apus vm run` starts VMs so).")
+                    + "`apus vm run` starts VMs so; --rebase-memory moves it into one).")
         }
-        return blocks
+        self.init(blocks: blocks, usesDirectIO: candidate.usesDirectIO)
     }
 
     /// For the offer: the destination checks that it can own the same blocks.
@@ -105,6 +125,11 @@ struct DirectAccess: Sendable, Equatable {
     /// - Parameter drain: see ``DirectMemory/Drain``; used only where disks need it.
     func attach(pid: Int32, journal: String, drain: DirectMemory.Drain?) throws(Obstacle) -> DirectMemory {
         guard let layout else { throw Obstacle("Its RAM blocks are not usable.") }
+        let files = blocks.compactMap { try? FileIdentity.of(path: $0.path) }
+        if let writer = FileSharers.writer(of: files, besides: [pid, ProcessInfo.processInfo.processIdentifier]) {
+            throw Obstacle(
+                "Process \(writer.pid) (\(writer.name)) has its memory mapped too, and its writes would not be seen.")
+        }
         do {
             var windows: [GuestWindow] = []
             for block in blocks {
@@ -115,7 +140,8 @@ struct DirectAccess: Sendable, Equatable {
             let areas = blocks.map { WriteTracker.Area(address: $0.address, byteCount: $0.byteCount) }
             let tracker = try WriteTracker.attach(pid: pid, areas: areas, journal: journal)
             return DirectMemory(
-                layout: layout, windows: windows, tracker: tracker, drain: usesDirectIO ? drain : nil)
+                layout: layout, sentByQemu: Set(blocks.filter(\.isSentByQemu).map(\.name)), windows: windows,
+                tracker: tracker, drain: usesDirectIO ? drain : nil)
         } catch { throw Obstacle("Its memory cannot be watched: \(error)") }
     }
 

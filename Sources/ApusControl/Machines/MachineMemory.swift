@@ -89,7 +89,8 @@ public struct MachineMemory: Sendable, Equatable {
         "qemu_back_mem.\(block.split(separator: "/").last.map(String.init) ?? block)."
     }
 
-    private static func privateAddress(
+    /// Private memory of this length: at the address QEMU gives, else the only one.
+    static func privateAddress(
         of block: (name: String, bytes: UInt64), in maps: [MappedRange], at address: UInt64?
     ) -> UInt64? {
         guard block.bytes >= processBytesMin else { return nil }

@@ -106,6 +106,7 @@ extension Machines {
             entries[record.name] = MachineEntry(record: record, machine: nil, process: process)
             watch(record.name, process)
             try await reconnect(record.name)
+            if let machine = entries[record.name]?.machine { await ShortPause(machine: machine).takeUp() }
         }
         return records()
     }

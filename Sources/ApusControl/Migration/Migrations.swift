@@ -56,37 +56,35 @@ public actor Migrations {
             try? await machines.giveBack(machine)
             throw Problem("vm-unresponsive", "\(request.vm)'s QEMU does not answer.")
         }
-        let offer: MigrationOffer
         let migration = OutgoingMigration(
             services, job: job, machine: machine, peer: peer, request, guestRunning: state == .running)
-        do {
-            let direct = try await migration.choosePort(machine)
-            let definition = try SessionRow.encode(machine.definition)
-            guard definition.utf8.count <= Self.definitionBytesMax else {
-                throw Problem(
-                    "definition-too-long",
-                    "The command of \(request.vm) has \(definition.utf8.count) bytes, more than \(Self.definitionBytesMax).",
-                    advice: "Put parts of it into a file and use -readconfig.")
+        // Moving RAM takes seconds: the job is there meanwhile, to be watched and aborted.
+        if request.rebaseMemory ?? false, request.port != .stream {
+            return await begin(migration) {
+                do { return .start(try await self.offer(migration, machine)) } catch {
+                    return .localFailed(SessionProblem("offer-failed", error))
+                }
             }
-            offer = MigrationOffer(
-                vm: request.vm, definition: definition,
-                ramBytes: machine.definition.ramBytes, qemuVersion: machine.definition.qemuVersion,
-                guestRunning: state == .running,
-                options: [
-                    "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
-                    "directBlocks": direct?.offered, "pull": await migration.pull == .nothing ? nil : "1",
-                ].compactMapValues { $0 }, reconnectS: config.link.reconnectS > 0 ? config.link.reconnectS : nil)
+        }
+        do {
+            let offer = try await offer(migration, machine)
+            return await begin(migration) { .start(offer) }
         } catch {
             await migration.letGoOfMemory()
             try? await machines.giveBack(machine)
             throw error
         }
-        outgoing[job] = migration
+    }
+
+    private func begin(
+        _ migration: OutgoingMigration, _ first: @escaping @Sendable () async -> SourceEvent
+    ) async -> JobStatus {
+        outgoing[migration.job] = migration
         let status = await migration.status
         await board.publish(status)
         Task {
-            await migration.run(first: .start(offer))
-            self.ended(job)
+            await migration.run(first: await first())
+            self.ended(migration.job)
         }
         return status
     }
@@ -94,6 +92,25 @@ public actor Migrations {
     /// Says what would become of a migration. The VM is taken while it is looked at.
     public func plan(_ request: PlanRequest) async throws -> PlanReport {
         try await Planner(machines: machines, config: config).plan(request, peer: endpoint(of: request.host))
+    }
+
+    private func offer(_ migration: OutgoingMigration, _ machine: Machine) async throws -> MigrationOffer {
+        let direct = try await migration.choosePort(machine)
+        let definition = try SessionRow.encode(machine.definition)
+        guard definition.utf8.count <= Self.definitionBytesMax else {
+            throw Problem(
+                "definition-too-long",
+                "The command of \(machine.name) has \(definition.utf8.count) bytes, more than \(Self.definitionBytesMax).",
+                advice: "Put parts of it into a file and use -readconfig.")
+        }
+        return MigrationOffer(
+            vm: migration.request.vm, definition: definition,
+            ramBytes: machine.definition.ramBytes, qemuVersion: machine.definition.qemuVersion,
+            guestRunning: await migration.session.guestRunning,
+            options: [
+                "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
+                "directBlocks": direct?.offered, "pull": await migration.pull == .nothing ? nil : "1",
+            ].compactMapValues { $0 }, reconnectS: config.link.reconnectS > 0 ? config.link.reconnectS : nil)
     }
 
     /// Newest first.

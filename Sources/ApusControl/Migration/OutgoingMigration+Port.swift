@@ -2,6 +2,7 @@ import ApusAPI
 import ApusFlow
 import ApusQMP
 import ApusSystem
+import Foundation
 import Logging
 
 // How an outgoing job reaches the VM's memory.
@@ -14,7 +15,9 @@ extension OutgoingMigration {
         if request.port == .stream { return nil }
         do {
             await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
-            let access = try await DirectAccess.examine(machine)
+            let candidate = try await DirectAccess.examine(machine)
+            if request.rebaseMemory ?? false { try await rebaseMemory(machine, candidate) }
+            let access = try DirectAccess(candidate)
             let drain = drain(machine)
             memory = try await offPool("apus-attach") {
                 try access.attach(
@@ -26,6 +29,10 @@ extension OutgoingMigration {
                     "\(machine.name) has a disk with cache.direct=on: every round stops it until its disk requests are done."
                 )
             }
+            for block in access.blocks where block.isRebased {
+                status.notes.append(
+                    "RAM block \(block.name) of \(machine.name) is in a file that it was given while it ran.")
+            }
             return access
         } catch {
             if pull != .nothing, let mode = request.mode {
@@ -35,6 +42,23 @@ extension OutgoingMigration {
             status.notes.append("\(machine.name) goes by the stream port. \(error)")
             return nil
         }
+    }
+
+    /// Before the job's first record: nobody listens yet to QEMU's STOP.
+    private func rebaseMemory(_ machine: Machine, _ candidate: DirectAccess.Candidate) async throws {
+        guard let rebasing = try MemoryRebasing(machine, candidate.infos) else { return }
+        let (abortAsked, started, timeoutS) = (abortAsked, started, request.timeoutS ?? .infinity)
+        do {
+            let pauses = try await offPool("apus-rebase") {
+                try rebasing.run {
+                    !abortAsked.read { $0 } && Instant.now().ms(since: started) < timeoutS * 1000
+                }
+            }
+            let longest = String(format: "%.1f", pauses.max() ?? 0)
+            status.notes.append(
+                "\(machine.name)'s private RAM was moved into a file: \(pauses.count) pauses, the longest \(longest) ms."
+            )
+        } catch { throw DirectAccess.Obstacle("Its private RAM could not be moved into a file: \(error).") }
     }
 
     /// Called from the flow's threads.

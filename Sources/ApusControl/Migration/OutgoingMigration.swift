@@ -46,6 +46,8 @@ actor OutgoingMigration {
     var server: PullServer?
     /// STOP events to come that are only for finishing disk requests.
     nonisolated let drainStops = Monitor(0)
+    /// For what is done before the session begins.
+    nonisolated let abortAsked = Monitor(false)
     var marks = SwitchMarks()
     var status: JobStatus
     var monitor: ProgressMonitor
@@ -95,7 +97,10 @@ actor OutgoingMigration {
     }
 
     /// Something happened. From any thread or task.
-    nonisolated func post(_ event: SourceEvent) { inbox.yield(.event(event)) }
+    nonisolated func post(_ event: SourceEvent) {
+        if event == .userAborted { abortAsked.update { $0 = true } }
+        inbox.yield(.event(event))
+    }
     /// A connection that the destination has dialled for this job, with the message it began with.
     nonisolated func adopt(_ link: ControlLink, first: SessionMessage) {
         guard case .enqueued = inbox.yield(.linked(link, dialled: false)) else { return link.cut() }
@@ -340,16 +345,6 @@ actor OutgoingMigration {
         }
     }
 
-    /// What is left fits the pause.
-    func gateOpens(predictedDowntimeMs: Double?) {
-        // Reconnecting counts: the session keeps it in mind.
-        guard session.phase == .transferring else { return }
-        // A guest that was paused before shows no STOP.
-        if !session.guestRunning { marks.gateOpened = Instant.now() }
-        marks.predictedDowntimeMs = predictedDowntimeMs
-        post(.gateOpened)
-    }
-
     private func sample() async {
         while !Task.isCancelled {
             try? await Task.sleep(for: SessionTimes.sample)
@@ -360,6 +355,9 @@ actor OutgoingMigration {
                 ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
             if isReconnecting { monitor.forgetStall() }
             let isReady = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
+            if session.state == .transferring, transfer.losesPatience() {
+                gateOpens(predictedDowntimeMs: marks.predictedDowntimeMs)
+            }
             if isReady { gateOpens(predictedDowntimeMs: status.progress.predictedDowntimeMs) }
             if monitor.stalledMs > SessionTimes.stallMs && !stallSaid {
                 stallSaid = true

@@ -9,12 +9,39 @@ import Foundation
 /// The moving part of an outgoing job: the source QEMU set up to migrate into our socket, and the flow that reads it.
 final class OutgoingTransfer: Sendable {
     let flow: SourceFlow
-    let isDirect: Bool
+    private let port: Port
     private let machine: Machine
+    private let patience = Monitor(Patience.notAsked)
+
+    /// What QEMU has to do with the memory.
+    private enum Port {
+        /// Sends all of it, as long as the gate is closed.
+        case stream
+        /// Sends nothing, and migrates only when the gate opens.
+        case direct
+        /// Sends what the agent owns and drops. It migrates from the beginning, for it must have sent it all once.
+        case directBesideQemu
+
+        init(_ memory: DirectMemory?) {
+            self = memory.map { $0.qemuSendsPagesToo ? .directBesideQemu : .direct } ?? .stream
+        }
+    }
+    var isDirect: Bool { port != .stream }
+
+    /// With a QEMU that was let go on to its end.
+    private enum Patience {
+        case notAsked
+        case waits(since: Instant)
+        case over
+    }
 
     /// QEMU stops by itself only when this little is left: the gate decides, not QEMU. With the direct port this makes it
     /// send its small blocks (ROMs) while the guest still runs.
     private static let closedDowntimeMs: UInt64 = 1
+    /// What QEMU may take over the pages that are dropped, as long as it stops the guest soon.
+    private static let droppedDowntimeMs: UInt64 = 10
+    /// As long as QEMU needs to notice twice.
+    private static let patienceMs = 400.0
     private static let acceptMs = 5_000
 
     /// What the operator had set, to be put back when the VM stays here. Kept in the VM's run directory, so that the
@@ -41,10 +68,16 @@ final class OutgoingTransfer: Sendable {
     init(_ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink) async throws {
         self.machine = machine
         let memory = migration.memory
-        isDirect = memory != nil
+        port = Port(memory)
         do {
-            try await Self.prepare(machine, direct: isDirect)
+            try await Self.prepare(machine, direct: memory != nil)
             flow = try await Self.start(migration, machine, link, memory)
+            if port == .directBesideQemu {
+                do { try flow.connect(try await Self.connection(of: machine)) } catch {
+                    flow.stop()
+                    throw error
+                }
+            }
         } catch {
             await Self.restoreSettings(machine)
             throw error
@@ -164,14 +197,38 @@ final class OutgoingTransfer: Sendable {
     // MARK: The switch-over
 
     /// The gate is open. Stream port: QEMU compares what is left with the limit at most 100 ms later, and stops the guest
-    /// when it fits. Direct port: QEMU begins to migrate, and stops the guest after its few small blocks.
+    /// when it fits. Direct port: QEMU begins to migrate, and stops the guest after its few small blocks; beside QEMU it is
+    /// let go on, and stops the guest as soon as it has caught up with it.
     func letQemuStop(maxDowntimeMs: Int) async throws {
-        guard isDirect else {
-            let limit = MigrateParameters(downtimeLimitMs: UInt64(max(maxDowntimeMs, 1)))
-            _ = try? await machine.qmp.execute(.migrateSetParameters(limit))
-            return
+        let limitMs = UInt64(max(maxDowntimeMs, 1))
+        switch port {
+        case .stream: await limitDowntime(limitMs)
+        case .direct: try flow.connect(try await Self.connection(of: machine))
+        case .directBesideQemu:
+            let isOver = patience.update { patience in
+                if case .notAsked = patience { patience = .waits(since: Instant.now()) }
+                if case .over = patience { return true }
+                return false
+            }
+            await limitDowntime(isOver ? limitMs : min(Self.droppedDowntimeMs, limitMs))
+            flow.letQemuFinish()
         }
-        try flow.connect(try await Self.connection(of: machine))
+    }
+
+    /// True once: the guest writes so fast that QEMU does not catch up. It is to stop it all the same; see
+    /// ``letQemuStop(maxDowntimeMs:)``.
+    func losesPatience() -> Bool {
+        patience.update { patience in
+            guard case .waits(let since) = patience, Instant.now().ms(since: since) > Self.patienceMs else {
+                return false
+            }
+            patience = .over
+            return true
+        }
+    }
+
+    private func limitDowntime(_ ms: UInt64) async {
+        _ = try? await machine.qmp.execute(.migrateSetParameters(MigrateParameters(downtimeLimitMs: ms)))
     }
 
     /// A socket that is dead already is no error: QEMU's state tells what became of it.
@@ -220,6 +277,16 @@ extension OutgoingMigration {
         do { try await transfer?.letQemuStop(maxDowntimeMs: request.maxDowntimeMs) } catch {
             post(.localFailed(SessionProblem("transfer-failed", error)))
         }
+    }
+
+    /// What is left fits the pause.
+    func gateOpens(predictedDowntimeMs: Double?) {
+        // Reconnecting counts: the session keeps it in mind.
+        guard session.phase == .transferring else { return }
+        // A guest that was paused before shows no STOP.
+        if !session.guestRunning { marks.gateOpened = Instant.now() }
+        marks.predictedDowntimeMs = predictedDowntimeMs
+        post(.gateOpened)
     }
 
     /// Called from the flow's threads.

@@ -20,6 +20,9 @@ public final class MemoryRebase: Sendable {
     /// Bytes of a piece: freed in some milliseconds.
     public static let pieceBytes: UInt64 = 256 << 20
 
+    /// How the paths of such files begin in `/proc`.
+    public static var filePrefix: String { Foreign.memoryFilePrefix }
+
     private let area: WriteTracker.Area
     private let pid: Int32
     private let journal: String

@@ -16,7 +16,7 @@ enum Samples {
         note: "Guest RAM stays private.")
     static let migrate = MigrateRequest(
         vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, port: .direct, mode: .dsm,
-        verify: true)
+        verify: true, rebaseMemory: true)
     static let planRequest = PlanRequest(vm: "web", host: "b", maxDowntimeMs: 100, seconds: 1.5)
     static let planOption = PlanOption(
         port: .direct, mode: .dsm, ending: .converges, wireBytes: .init(low: 170e6, likely: 172e6, high: 180e6),

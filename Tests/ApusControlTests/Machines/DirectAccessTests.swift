@@ -27,7 +27,11 @@ import Testing
 
     @Test("what is offered is understood") func offered() {
         let access = DirectAccess(
-            blocks: [.init(name: "pc ram", byteCount: 8192, address: 0, path: "", fileOffset: 0)], usesDirectIO: false)
+            blocks: [
+                .init(
+                    name: "pc ram", byteCount: 8192, address: 0, path: "", fileOffset: 0, isSentByQemu: false,
+                    isRebased: false)
+            ], usesDirectIO: false)
         #expect(DirectAccess.parse(offered: access.offered)?.first.map { $0 == ("pc ram", 8192) } == true)
         for bad in ["", "pc.ram", "pc.ram x", "pc.ram -1"] { #expect(DirectAccess.parse(offered: bad) == nil) }
     }
