@@ -80,7 +80,7 @@ extension IncomingMigration {
         }
         let access: DirectAccess
         do throws(DirectAccess.Obstacle) {
-            access = try await DirectAccess.examine(machine).matching(offered: blocks)
+            access = try DirectAccess(await DirectAccess.examine(machine)).matching(offered: blocks)
         } catch { return "At the destination: \(error)" }
         guard let layout = access.layout else { return "Its RAM blocks are not usable." }
         let runDirectory = machine.runDirectory

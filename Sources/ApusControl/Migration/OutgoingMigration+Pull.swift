@@ -106,7 +106,7 @@ extension OutgoingMigration {
         }
         await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
         do {
-            let access = try await DirectAccess.examine(machine)
+            let access = try DirectAccess(await DirectAccess.examine(machine))
             guard let layout = access.layout else { throw DirectAccess.Obstacle("Its RAM blocks are not usable.") }
             return makeServer(layout, try access.windows())
         } catch {

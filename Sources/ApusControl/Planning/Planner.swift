@@ -63,7 +63,7 @@ struct Planner {
         let first = sample.bytesPerPage + Self.pageHeadBytes
         var history = WorkingSetHistory()
         do {
-            let access = try await DirectAccess.examine(machine)
+            let access = try DirectAccess(await DirectAccess.examine(machine))
             let watch = try await watch(machine, access, seconds: request.seconds)
             history = watch.history
             let lines = watch.changedShare.map { $0 * first + Self.lineHeadBytes }
