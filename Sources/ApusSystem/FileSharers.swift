@@ -1,7 +1,7 @@
 /// Who has a file in its memory.
 public enum FileSharers {
-    /// A process that writes to one of the files through a shared mapping. Reads the memory maps of all processes, some
-    /// 30 us each.
+    /// A process that writes to one of the files through a shared mapping. Reads the memory maps of all processes, up to
+    /// 0.1 ms each.
     ///
     /// - Parameter known: processes that may.
     /// - Returns: its pid and name; nil: there is none that this process may look into.

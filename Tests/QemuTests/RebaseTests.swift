@@ -22,6 +22,20 @@ extension RealGuests {
             }
         }
 
+        /// QEMU, which has sent all it knows of long before, would stop it then.
+        @Test(.timeLimit(.minutes(2))) func anIdleGuestIsNotStoppedBeforeItsTime() async throws {
+            var workload = RebaseStage.workload
+            (workload.pattern, workload.pagesPerS) = (.idle, 0)
+            try await RebaseStage.with(QemuProgram.installed, workload) { stage in
+                let job = try await stage.move(["--port", "direct", "--rebase-memory", "--bandwidth", "20"])
+                #expect(job.phase == .completed, "\(FaultStage.told(job))")
+                let summary = try #require(job.summary)
+                let pauseMs = try #require(summary.downtimeMs)
+                #expect(summary.totalMs > 2000 && pauseMs < summary.totalMs / 4, "\(pauseMs) of \(summary.totalMs) ms")
+                try await stage.expectProof(at: stage.destination)
+            }
+        }
+
         /// What is in a file stays there: the next job needs no flag.
         @Test(.timeLimit(.minutes(4))) func anAbortedJobLeavesTheFile() async throws {
             try await RebaseStage.with(QemuProgram.installed) { stage in
@@ -54,6 +68,30 @@ extension RealGuests {
                 try await stage.expectProof()
                 let job = try await stage.move(["--port", "direct", "--rebase-memory"])
                 #expect(job.phase == .completed && job.summary?.port == .direct, "\(FaultStage.told(job))")
+                try await stage.expectProof(at: stage.destination)
+            }
+        }
+
+        /// What an agent that died has begun.
+        @Test(.timeLimit(.minutes(2))) func memoryThatIsPartlyInAFile() async throws {
+            try await RebaseStage.with(QemuProgram.installed) { stage in
+                try await stage.source.kill()
+                let qmp = try await QMPClient.connect(path: stage.monitor)
+                let bytes = UInt64(RebaseStage.workload.memoryKiB) << 10
+                let area = try #require(try EnteredQemu.area(of: stage.pid, byteCount: bytes))
+                let rebase = try MemoryRebase.begin(
+                    pid: stage.pid, area: area, journal: "\(stage.source.run)/vms/\(RebaseStage.vm)/write-tracker.json")
+                #expect(try rebase.prepare())
+                try await qmp.execute(.stop)
+                try rebase.exchange()
+                try await qmp.execute(.cont)
+                rebase.close()
+                await qmp.close()
+                #expect(try stage.isInFile())
+                try await stage.restartSource()
+                let job = try await stage.move(["--port", "direct", "--rebase-memory", "--verify"])
+                #expect(job.phase == .completed && job.summary?.repairedPages == 0, "\(FaultStage.told(job))")
+                #expect(job.notes.contains { $0.contains("moved into a file: 2 pauses") }, "\(job.notes)")
                 try await stage.expectProof(at: stage.destination)
             }
         }
@@ -107,7 +145,9 @@ extension RealGuests {
 
         /// The destination would make it private again.
         @Test(.timeLimit(.minutes(2))) func memoryThatItsCommandChooses() async throws {
-            try await RebaseStage.with(QemuProgram.installed, ram: .anonymous) { stage in
+            var workload = RebaseStage.workload
+            workload.ram = .anonymous
+            try await RebaseStage.with(QemuProgram.installed, workload) { stage in
                 let refused = try await stage.move(["--port", "direct", "--rebase-memory"])
                 #expect(refused.phase == .failed && refused.summary?.port == nil, "\(FaultStage.told(refused))")
                 FaultStage.expectsWords(refused.error, code: "port-not-possible")
@@ -161,10 +201,10 @@ final class RebaseStage {
     private let peer: ApusPeer
     private let console: Console
     /// QEMU's.
-    private let pid: Int32
+    let pid: Int32
 
     private init(
-        _ lab: Lab, _ program: String, ram: Workload.RAM, options: [String], rehearsing: String?
+        _ lab: Lab, _ program: String, _ workload: Workload, options: [String], rehearsing: String?
     ) async throws {
         self.lab = lab
         pair = try await HostPair.make(in: lab, rate: 1_000_000_000)
@@ -173,8 +213,6 @@ final class RebaseStage {
         destination = try await Agent.start(
             "b", peer, pair.destination, lab, port: 4601,
             environment: rehearsing.map { ["APUS_REHEARSE": $0] } ?? [:])
-        var workload = Self.workload
-        workload.ram = ram
         let image = try GuestImage.find()
         console = try await source.adopt(
             workload, as: Self.vm, qemu: program, options: options, image: image,
@@ -185,12 +223,13 @@ final class RebaseStage {
 
     /// - Parameter rehearsing: where the destination is held, see ``FaultStage``.
     static func with(
-        _ program: String, ram: Workload.RAM = .plain, options: [String] = [], rehearsing: String? = nil,
+        _ program: String, _ workload: Workload = RebaseStage.workload, options: [String] = [],
+        rehearsing: String? = nil,
         _ body: (RebaseStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
             let stage = try await RebaseStage(
-                lab, program, ram: ram, options: options, rehearsing: rehearsing)
+                lab, program, workload, options: options, rehearsing: rehearsing)
             try await body(stage)
             await stage.console.close()
         }

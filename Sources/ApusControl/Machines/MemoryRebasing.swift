@@ -41,7 +41,7 @@ struct MemoryRebasing: Sendable {
         return piece.start - piece.offset
     }
 
-    /// Blocks for some seconds per GiB; not for the cooperative pool.
+    /// Blocks for about a second per GiB in use; not for the cooperative pool.
     ///
     /// - Parameter isWanted: asked before each pause. What is done by then stays, and the next attempt goes on from there.
     /// - Throws: `InjectionError`, `QMPError`, `Obstacle` when it is no longer wanted. The VM runs on in any case.
@@ -81,10 +81,20 @@ struct ShortPause: Sendable {
         return true
     }
 
+    /// Tries again and again: there is nobody else to let the guest go on.
     func end() async throws {
-        try await machine.qmp.execute(.cont)
+        for attempt in 1...Self.attempts {
+            do {
+                try await machine.qmp.execute(.cont)
+                break
+            } catch {
+                if attempt == Self.attempts { throw error }
+                try await Task.sleep(for: .milliseconds(500))
+            }
+        }
         try FileManager.default.removeItem(atPath: mark)
     }
+    private static let attempts = 10
 
     /// Lets a guest go on that an agent which died has left standing. To be called by an agent that begins.
     func takeUp() async {
