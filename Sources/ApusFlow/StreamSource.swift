@@ -30,20 +30,20 @@ internal import ApusWire
 struct StreamSource: ~Copyable, Sendable {
     private let qemu: Socket
     private let lanes: [LaneQueue]
-    private let control: ControlOutlet
+    let control: ControlOutlet
     private let counters: LaneCounters
-    private let direct: DirectPages?
+    let direct: DirectPages?
     private let report: @Sendable (SourceFlowEvent) -> Void
-    private var reader = QemuStreamReader()
+    var reader = QemuStreamReader()
     private var buffer = PageBuffer(byteCount: 512 << 10)
     private var layout: Layout?
     /// The batch that is being filled for each lane.
     private var open: BatchSlots
     /// Bytes that wait to go to the destination's QEMU.
-    private var pending: [UInt8] = []
-    private var epoch: UInt32 = 0
-    private var fenceSent: UInt32 = 0
-    private var part = RamPart.none
+    var pending: [UInt8] = []
+    var epoch: UInt32 = 0
+    var fenceSent: UInt32 = 0
+    var part = RamPart.none
     private var ramSection: UInt32 = 0
     private var layoutAnnounced = false
 
@@ -53,7 +53,7 @@ struct StreamSource: ~Copyable, Sendable {
         let orders: DirectOrders
     }
     /// A PART section of RAM. What is to be passed on of it begins with its first forwarded page: nothing, mostly.
-    private enum RamPart {
+    enum RamPart {
         case none
         case silent(head: [UInt8])
         case forwarded
@@ -61,14 +61,14 @@ struct StreamSource: ~Copyable, Sendable {
         var isSilent: Bool { if case .silent = self { true } else { false } }
     }
     /// What becomes of a block's pages beside a direct source; see above.
-    private enum Fate {
+    enum Fate {
         case leftOut, dropped
         case forwarded(isSent: Bool)
     }
     /// One per block; with a direct source only.
-    private var fates: [Fate] = []
+    var fates: [Fate] = []
     /// Where QEMU is held; nil: nowhere, or no longer.
-    private var qemuHold: (block: Int, offset: UInt64)?
+    var qemuHold: (block: Int, offset: UInt64)?
     /// What QEMU still has to send of a dropped block when it is held: more than it would stop the guest for.
     static let heldBytes: UInt64 = 32 << 20
 
@@ -323,7 +323,7 @@ struct StreamSource: ~Copyable, Sendable {
         for lane in 0..<lanes.count { try flush(lane) }
     }
 
-    private mutating func sendFence() throws(FlowFailure) {
+    mutating func sendFence() throws(FlowFailure) {
         guard fenceSent < epoch else { return }
         try releaseHeld()
         countAbsorbed()
@@ -334,81 +334,13 @@ struct StreamSource: ~Copyable, Sendable {
         }
     }
 
-    // MARK: Beside a direct source
-
-    @inline(__always)
-    private mutating func besideDirect(_ block: Int, _ offset: UInt64, _ range: Range<Int>) throws(FlowFailure) {
-        guard block < fates.count else {
-            throw FlowFailure("qemu-stream", "The source QEMU sent a page before its list of RAM blocks.")
-        }
-        if let stop = qemuHold, block > stop.block || (block == stop.block && offset >= stop.offset) {
-            try flushPending()
-            guard direct?.orders.waitUntilQemuMayFinish() == true else {
-                throw FlowFailure("link", "The lanes have stopped.")
-            }
-            qemuHold = nil
-        }
-        switch fates[block] {
-        case .dropped: break
-        case .leftOut: throw Self.wrongSide(reader.blocks[block].name, "is sent by QEMU, which was to leave it out.")
-        case .forwarded:
-            fates[block] = .forwarded(isSent: true)
-            if case .silent(let head) = part {
-                pending.append(contentsOf: head)
-                part = .forwarded
-            }
-            forward(range)
-        }
-    }
-
-    private mutating func decideFates(_ memory: DirectMemory, _ layout: Layout) throws(FlowFailure) {
-        for (index, block) in layout.blocks.enumerated() {
-            guard let owned = memory.layout.blocks.first(where: { $0.name == block.name }) else {
-                fates.append(.forwarded(isSent: block.byteCount == 0))
-                continue
-            }
-            guard owned.byteCount == block.byteCount else {
-                throw Self.wrongSide(block.name, "has \(block.byteCount) bytes, the agent owns \(owned.byteCount).")
-            }
-            guard memory.sentByQemu.contains(block.name) else {
-                fates.append(.leftOut)
-                continue
-            }
-            fates.append(.dropped)
-            qemuHold = (index, block.byteCount - min(Self.heldBytes, block.byteCount))
-        }
-    }
-
-    /// The guest is stopped, and QEMU has sent all its pages. What the agent does not own must have come from QEMU, or a
-    /// part of the guest's memory would be missing.
-    private mutating func finishDirect() throws(FlowFailure) {
-        // Once: device state may look like another section.
-        guard let direct, fenceSent < epoch else { return }
-        for (block, fate) in zip(reader.blocks, fates) {
-            if case .forwarded(isSent: false) = fate {
-                throw Self.wrongSide(block.name, "is left out by QEMU, but the agent does not own it.")
-            }
-        }
-        guard direct.orders.waitForLast() else { throw FlowFailure("link", "The lanes have stopped.") }
-        guard let rest = direct.orders.rest else { return }
-        // Behind the fence: no lane writes into guest RAM any more when the destination empties these pages.
-        try sendFence()
-        for piece in ResidencePayload.pieces(rest) where !control.send(.init(.residence, epoch: epoch, piece)) {
-            throw FlowFailure("link", "The control connection to the destination is closed.")
-        }
-    }
-
-    private static func wrongSide(_ block: String, _ what: String) -> FlowFailure {
-        FlowFailure("direct-layout", "RAM block \(block) \(what) Migrate with --port stream.")
-    }
-
     // MARK: Everything else
 
-    private mutating func forward(_ range: Range<Int>) { pending.append(contentsOf: bytes(range)) }
+    mutating func forward(_ range: Range<Int>) { pending.append(contentsOf: bytes(range)) }
 
     private func bytes(_ range: Range<Int>) -> [UInt8] { buffer.bytes.extracting(range).bytesCopied }
 
-    private mutating func flushPending() throws(FlowFailure) {
+    mutating func flushPending() throws(FlowFailure) {
         var at = 0
         while at < pending.count {
             let next = min(at + Self.streamFrameBytes, pending.count)
