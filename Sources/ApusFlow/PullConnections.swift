@@ -27,6 +27,7 @@ final class PullConnections: Sendable {
         _ = try WorkerThread(name, nice: nice) { [self] in
             guard let connection = box.take() else { return }
             body(connection) { self.sockets.read { $0[lane] === socket } }
+            sockets.update { if $0[lane] === socket { $0[lane] = nil } }
         }
     }
 

@@ -2,6 +2,7 @@ import ApusAPI
 import ApusFlow
 import ApusSystem
 import Foundation
+import Logging
 
 /// What people see of an incoming job.
 extension IncomingMigration {
@@ -38,5 +39,31 @@ extension IncomingMigration {
             summary.wireBytes += pull.wireBytes
         }
         return summary
+    }
+
+    /// Tells the registry what the VM is to this host from now on.
+    func reflect(_ stage: DestinationStage) async {
+        guard let machine else {
+            // Its monitor has not answered this agent yet.
+            if case .completed = stage { await services.machines.promote(vm, job: job) }
+            return
+        }
+        do {
+            switch stage {
+            case .prepared:
+                try await services.machines.markInDoubt(
+                    machine,
+                    note: "Complete and paused; job \(job) waits for the verdict of the source agent at \(peer).")
+            // The job keeps it until it is whole.
+            case .committed where session.pulls, .pulling:
+                try await services.machines.markArriving(
+                    machine,
+                    note: "It runs; job \(job) fetches the rest of its memory from the source agent at \(peer).")
+            case .committed, .completed: try await services.machines.promote(machine)
+            // It was this host's; what is left of it is its operator's.
+            case .lost(mayHaveRun: true): await services.machines.release(vm, job: job)
+            case .incoming, .discarded, .lost(mayHaveRun: false): break
+            }
+        } catch { logger.error("registry: \(error)", metadata: ["job": "\(job)"]) }
     }
 }

@@ -29,6 +29,7 @@ actor IncomingMigration {
     var pull: PullDestination?
     /// Pages are missing, and QEMU's questions for them are not heard yet.
     var lacksPull = false
+    private var isStarting = false
     /// Since when a source that should give pages is not reached.
     var sourceAway: Instant?
     /// The connection that QEMU's return path takes.
@@ -162,32 +163,6 @@ actor IncomingMigration {
         // After the actions: the guest stands still meanwhile, and the registry can wait.
         if let reached { await reflect(reached) }
         await publish()
-    }
-
-    /// Tells the registry what the VM is to this host from now on.
-    private func reflect(_ stage: DestinationStage) async {
-        guard let machine else {
-            // Its monitor has not answered this agent yet.
-            if case .completed = stage { await services.machines.promote(vm, job: job) }
-            return
-        }
-        do {
-            switch stage {
-            case .prepared:
-                try await services.machines.markInDoubt(
-                    machine,
-                    note: "Complete and paused; job \(job) waits for the verdict of the source agent at \(peer).")
-            // The job keeps it until it is whole.
-            case .committed where session.pulls, .pulling:
-                try await services.machines.markArriving(
-                    machine,
-                    note: "It runs; job \(job) fetches the rest of its memory from the source agent at \(peer).")
-            case .committed, .completed: try await services.machines.promote(machine)
-            // It was this host's; what is left of it is its operator's.
-            case .lost(mayHaveRun: true): await services.machines.release(vm, job: job)
-            case .incoming, .discarded, .lost(mayHaveRun: false): break
-            }
-        } catch { logger.error("registry: \(error)", metadata: ["job": "\(job)"]) }
     }
 
     private func perform(_ action: DestinationAction) async {
@@ -339,6 +314,17 @@ actor IncomingMigration {
     private func startGuest(paused: Bool) async {
         guard let machine else { return post(.qemuDied) }
         if paused { return post(.guestRunning(withPull(ResumeReport(resumeMs: 0, isPaused: true)))) }
+        // `cont` may wait for a missing page, and that for a connection: let its news come in meanwhile.
+        guard pull != nil else { return await letGuestRun(machine) }
+        guard !isStarting else { return }
+        isStarting = true
+        Task {
+            await self.letGuestRun(machine)
+            self.isStarting = false
+        }
+    }
+
+    private func letGuestRun(_ machine: Machine) async {
         let asked = Instant.now()
         do {
             // No question first: a guest that runs already takes no harm, and every round trip is downtime.
@@ -394,6 +380,8 @@ actor IncomingMigration {
         var retry = 0
         while !Task.isCancelled {
             try? await Task.sleep(for: SessionTimes.beat)
+            var counters = counters
+            counters.pullToken = withPull(ResumeReport()).pullToken
             link?.post(SessionEnvelope(job: job, message: .heartbeat(counters)).frame)
             if let link, !link.isClosed, Instant.now().ms(since: link.lastHeard) > SessionTimes.silenceMs {
                 post(.peerSilent)

@@ -74,17 +74,30 @@ extension OutgoingMigration {
         }
     }
 
-    func serve(token text: String) async {
+    func serve(token: String) async {
+        await connectService(token: token)
+        server?.startPushing()
+    }
+
+    /// Sees that what somebody waits for can be given.
+    func connectService(token text: String) async {
         guard let token = Token(text: text) else { return }
         do {
-            if server == nil { server = try await recoverServer() }
+            if server == nil, isPastCommit { server = try await recoverServer() }
             guard let server else { return }
             if !server.isConnected { try await dialService(server, token) }
-            server.startPushing()
         } catch let problem as SessionProblem {
             post(.serviceImpossible(problem))
         } catch {
             link?.cut()
+        }
+    }
+
+    /// The stopped guest's RAM cannot change any more.
+    private var isPastCommit: Bool {
+        switch session.state {
+        case .committed, .serving: true
+        default: false
         }
     }
 

@@ -15,7 +15,12 @@ extension OutgoingMigration {
             marks.fenceMs = report.fenceMs
             marks.installed = report.installed
         case .running(let report): note(report)
-        case .heartbeat(let report): marks.destinationCPUS = report.cpuS
+        case .heartbeat(let report):
+            marks.destinationCPUS = report.cpuS
+            // Its devices, or `cont`, may wait for a page.
+            if let token = report.pullToken, [.switching, .committing, .inDoubt].contains(session.phase) {
+                await connectService(token: token)
+            }
         case .open, .refused, .commit, .abort, .verdictQuery, .failed, .aborted, .resume, .resumed, .cutOff,
             .sourceLost:
             break

@@ -141,13 +141,17 @@ actor OutgoingMigration {
             // The peer may know of the loss of the former one before we do.
             case .taken(let lost):
                 everLinked = true
+                if lost { server?.hold() }
                 return lost ? [.connectionLost, .connected] : [.connected]
             }
         case .unreachable(let error):
             isDialling = false
             return [unreachable(error)]
         case .unlinked(let link, _):
-            return slot.drop(link) ? [.connectionLost] : []
+            guard slot.drop(link) else { return [] }
+            // One loss takes everything.
+            server?.hold()
+            return [.connectionLost]
         case .message(let link, let message):
             guard link === self.link else { return [] }
             await note(message)

@@ -258,8 +258,12 @@ public struct HeartbeatReport: Codable, Sendable, Equatable {
     public var pages: UInt64
     public var wireBytes: UInt64
     public var cpuS: Double
+    /// Destination: pages are missing, and connections that bring them must name this. Loading devices, or `cont`, may wait
+    /// for one of them, so it is said before the VM runs.
+    public var pullToken: String?
 
-    public init(pages: UInt64 = 0, wireBytes: UInt64 = 0, cpuS: Double = 0) {
+    public init(pages: UInt64 = 0, wireBytes: UInt64 = 0, cpuS: Double = 0, pullToken: String? = nil) {
+        self.pullToken = pullToken
         self.pages = pages
         self.wireBytes = wireBytes
         self.cpuS = cpuS
