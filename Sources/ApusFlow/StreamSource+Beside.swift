@@ -1,3 +1,4 @@
+internal import ApusFabric
 internal import ApusMemory
 internal import ApusWire
 

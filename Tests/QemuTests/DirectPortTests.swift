@@ -76,7 +76,9 @@ extension RealGuests {
         /// QEMU 7.2 leaves a memfd out of its stream; 10 sends it, and it is dropped.
         @Test(.timeLimit(.minutes(4)), arguments: [QemuProgram.installed, QemuProgram.newer].compactMap(\.self))
         func aMemfd(program: String) async throws {
-            try await with(program, ram: .memfd) { source, destination, _ in
+            var workload = FaultStage.workload
+            workload.ram = .memfd
+            try await with(program, workload) { source, destination, _ in
                 let job = try await move(source, to: destination, ["--port", "direct", "--verify"])
                 #expect(job.phase == .completed && job.summary?.port == .direct, "\(job)")
                 #expect(job.summary?.repairedPages == 0 && job.notes == [], "\(job)")
