@@ -50,7 +50,7 @@ public final class PullServer: Sendable {
                 try? answers.run()
             } else {
                 var pushes = PullPushes(connection, reader, counters, order, bytesPerS)
-                try? pushes.run(mayPush)
+                try? pushes.run(mayPush, isCurrent)
             }
             if isCurrent() { report() }
         }
@@ -210,10 +210,10 @@ private struct PullPushes: ~Copyable {
         self.order = order
     }
 
-    mutating func run(_ mayPush: Latch) throws(FabricError) {
+    mutating func run(_ mayPush: Latch, _ isCurrent: () -> Bool) throws(FabricError) {
         let due = try learnMissing()
         let socket = sender.socket
-        order.update { $0 = PushesDue(owner: socket, order: PushOrder(due)) }
+        order.update { if isCurrent() { $0 = PushesDue(owner: socket, order: PushOrder(due)) } }
         mayPush.wait()
         while let run = order.update({ $0?.owner === socket ? $0?.order.next() : nil }) {
             // A stripe may hold the end of one block and the beginning of the next.
