@@ -18,7 +18,7 @@ public final class PullServer: Sendable {
     private let bytesPerS: Double?
     private let counters = LaneCounters()
     private let report: @Sendable () -> Void
-    private let order = Monitor<PushOrder?>(nil)
+    private let order = Monitor<PushesDue?>(nil)
     private let mayPush = Latch()
     private let connections = PullConnections()
 
@@ -50,7 +50,7 @@ public final class PullServer: Sendable {
                 try? answers.run()
             } else {
                 var pushes = PullPushes(connection, reader, counters, order, bytesPerS)
-                try? pushes.run(mayPush)
+                try? pushes.run(mayPush, isCurrent)
             }
             if isCurrent() { report() }
         }
@@ -79,6 +79,12 @@ public final class PullServer: Sendable {
         sample.add(counters)
         return sample
     }
+}
+
+/// What is left to push, and on which connection: the thread of a broken one must not take pages out of it.
+private struct PushesDue: Sendable {
+    let owner: Socket
+    var order: PushOrder
 }
 
 /// Sends batches of pages on one connection of a ``PullServer``.
@@ -122,11 +128,11 @@ private struct PullAnswers: ~Copyable {
     private var receiver: FrameReceiver
     private var pages: PullSender
     private var encoder = BatchEncoder()
-    private let order: Monitor<PushOrder?>
+    private let order: Monitor<PushesDue?>
 
     init(
         _ connection: consuming Connection, _ reader: GuestReader, _ counters: LaneCounters,
-        _ order: Monitor<PushOrder?>
+        _ order: Monitor<PushesDue?>
     ) {
         sender = connection.sender
         receiver = connection.receiver
@@ -142,8 +148,8 @@ private struct PullAnswers: ~Copyable {
                 // The touched page comes first, and does not wait for its neighbours.
                 try answer(run.first, run.count)
                 order.update { order in
-                    if index == 0 { order?.faulted(at: run.first) }
-                    order?.remove(first: run.first, count: run.count)
+                    if index == 0 { order?.order.faulted(at: run.first) }
+                    order?.order.remove(first: run.first, count: run.count)
                 }
             }
         }
@@ -178,7 +184,7 @@ private struct PullPushes: ~Copyable {
     private var encoder: LaneEncoder
     private var meter: LinkMeter
     private var pacer: Pacer
-    private let order: Monitor<PushOrder?>
+    private let order: Monitor<PushesDue?>
     private var sentBytes: UInt64 = 0
     private var creditedBytes: UInt64 = 0
 
@@ -190,7 +196,7 @@ private struct PullPushes: ~Copyable {
 
     init(
         _ connection: consuming Connection, _ reader: GuestReader, _ counters: LaneCounters,
-        _ order: Monitor<PushOrder?>, _ bytesPerS: Double?
+        _ order: Monitor<PushesDue?>, _ bytesPerS: Double?
     ) {
         let squeezes = connection.features.isSuperset(of: [.lz4, .zstd])
         sender = connection.sender
@@ -204,11 +210,12 @@ private struct PullPushes: ~Copyable {
         self.order = order
     }
 
-    mutating func run(_ mayPush: Latch) throws(FabricError) {
+    mutating func run(_ mayPush: Latch, _ isCurrent: () -> Bool) throws(FabricError) {
         let due = try learnMissing()
-        order.update { $0 = PushOrder(due) }
+        let socket = sender.socket
+        order.update { if isCurrent() { $0 = PushesDue(owner: socket, order: PushOrder(due)) } }
         mayPush.wait()
-        while let run = order.update({ $0?.next() }) {
+        while let run = order.update({ $0?.owner === socket ? $0?.order.next() : nil }) {
             // A stripe may hold the end of one block and the beginning of the next.
             var page = run.first
             let end = run.first + PageNumber(run.count)

@@ -66,4 +66,17 @@ extension IncomingMigration {
             }
         } catch { logger.error("registry: \(error)", metadata: ["job": "\(job)"]) }
     }
+
+    func observeQemu() async {
+        if machine == nil {
+            switch await services.machines.recover(vm, job: job, orPromoted: true) {
+            case .gone: return post(.qemuObserved(.dead))
+            case .unresponsive: return
+            case .found(let found):
+                machine = found
+                watchMachine()
+            }
+        }
+        if let machine, let seen = await QemuObservation.destination(machine) { post(.qemuObserved(seen)) }
+    }
 }

@@ -22,7 +22,7 @@ actor IncomingMigration {
     let peer: Endpoint
     private var slot = LinkSlot()
     var link: ControlLink? { slot.link }
-    private(set) var machine: Machine?
+    var machine: Machine?
     private(set) var flow: DestinationFlow?
     var token: Token?
     /// Pages that stayed at the source; nil: none can.
@@ -30,6 +30,7 @@ actor IncomingMigration {
     /// Pages are missing, and QEMU's questions for them are not heard yet.
     var lacksPull = false
     private var isStarting = false
+    private var isObserving = false
     /// Since when a source that should give pages is not reached.
     var sourceAway: Instant?
     /// The connection that QEMU's return path takes.
@@ -187,16 +188,14 @@ actor IncomingMigration {
         case .resumePull: await resumePull()
         case .startGuest(let paused): await startGuest(paused: paused)
         case .observeQemu:
-            if machine == nil {
-                switch await services.machines.recover(vm, job: job, orPromoted: true) {
-                case .gone: return post(.qemuObserved(.dead))
-                case .unresponsive: return
-                case .found(let found):
-                    machine = found
-                    watchMachine()
-                }
+            // It may wait for a missing page, and that for news of the source: let these come in meanwhile.
+            guard session.pulls else { return await observeQemu() }
+            guard !isObserving else { return }
+            isObserving = true
+            Task {
+                await self.observeQemu()
+                self.isObserving = false
             }
-            if let machine, let seen = await QemuObservation.destination(machine) { post(.qemuObserved(seen)) }
         case .discardQemu: await discard()
         case .note(let problem): note(problem)
         case .finish: finish()
@@ -364,7 +363,7 @@ actor IncomingMigration {
 
     // MARK: Watching
 
-    private func watchMachine() {
+    func watchMachine() {
         guard let machine, watchers == nil else { return }
         watchers = Task {
             guard let exit = await machine.exited() else { return }
