@@ -20,8 +20,6 @@ import Testing
                               zstd  28 031 pages, 83.0 MB
                   sent again  2.0 lines of 128 bytes a page, 5.9 % of the pages; hashes 14.2 MB
                   fetched     98 000 pages: 6 000 on demand, 92 000 pushed, whole after 3.20 s
-                  faults      420, half of them within 0.3 ms, 99 % within 2.9 ms, longest 8.1 ms; 190 ms of waiting in all
-                  fetched     98 000 pages: 6 000 on demand, 92 000 pushed, whole after 3.20 s
                   faults      420, half of them within 0.3 ms, 99 % within 2.9 ms, longest 8.1 ms; \
                 190 ms of waiting in all
                   verified    262 144 pages, 0 of them sent again
