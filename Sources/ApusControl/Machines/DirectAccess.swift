@@ -131,12 +131,7 @@ struct DirectAccess: Sendable, Equatable {
                 "Process \(writer.pid) (\(writer.name)) has its memory mapped too, and its writes would not be seen.")
         }
         do {
-            var windows: [GuestWindow] = []
-            for block in blocks {
-                let file = try Descriptor.open(block.path, .readWrite)
-                windows.append(
-                    try GuestWindow(file, fileOffset: block.fileOffset, byteCount: block.byteCount))
-            }
+            let windows = try windows()
             let areas = blocks.map { WriteTracker.Area(address: $0.address, byteCount: $0.byteCount) }
             let tracker = try WriteTracker.attach(pid: pid, areas: areas, journal: journal)
             return DirectMemory(
