@@ -214,6 +214,7 @@ public final class PullDestination: Sendable {
         var replica = ReplicaMap(share)
         var installer = PullInstaller(self, isUrgent: isUrgent)
         var (bytes, frames): (UInt64, UInt64) = (0, 0)
+        var credit = PageBuffer(byteCount: 16)
         while let frame = try Self.receive(&receiver) {
             guard frame.kind == .batch else {
                 throw FlowFailure("peer", "The source sent a \(frame.kind) frame among missing pages.")
@@ -223,7 +224,7 @@ public final class PullDestination: Sendable {
             frames += 1
             let frameBytes = UInt64(FrameHeader.byteCount + frame.length)
             content.update { $0.counts.wireBytes += frameBytes }
-            if !isUrgent { try Self.credit(&sender, bytes, frames) }
+            if !isUrgent { try Self.credit(&sender, bytes, frames, &credit) }
             sayWhole()
         }
         throw .linkLost
@@ -247,12 +248,10 @@ public final class PullDestination: Sendable {
     }
 
     private static func credit(
-        _ sender: inout FrameSender?, _ bytes: UInt64, _ frames: UInt64
+        _ sender: inout FrameSender?, _ bytes: UInt64, _ frames: UInt64, _ credit: inout PageBuffer
     ) throws(FlowFailure) {
-        var writer = PageBuffer(byteCount: 16)
-        writer.store(bytes, at: 0)
-        writer.store(frames, at: 8)
-        do throws(FabricError) { _ = try sender?.send(.credit, lane: PullServer.pushLane, writer.bytes) } catch {
+        ReceiveLane.store(bytes, frames, in: &credit)
+        do throws(FabricError) { _ = try sender?.send(.credit, lane: PullServer.pushLane, credit.bytes) } catch {
             throw broken(error)
         }
     }

@@ -272,7 +272,8 @@ struct ReceiveLane: ~Copyable, Sendable {
         }
     }
 
-    private static func store(_ bytes: UInt64, _ frames: UInt64, in credit: inout PageBuffer) {
+    /// What a credit says: bytes received on this connection, batches applied.
+    static func store(_ bytes: UInt64, _ frames: UInt64, in credit: inout PageBuffer) {
         var span = credit.mutableBytes
         span.store(littleEndian: bytes, at: 0)
         span.store(littleEndian: frames, at: 8)
