@@ -56,7 +56,8 @@ extension RealGuests {
                 #expect(job.phase == .completed && job.summary?.port == .direct, "\(job)")
                 let pull = try #require(job.summary?.pull)
                 print("\(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
-                #expect(pull.missingPages > (mode == "postcopy" ? 10_000 : 0))
+                // QEMU silences the guest for some milliseconds before it stops it: the last round may have got all.
+                #expect(mode == "postcopy" ? pull.missingPages > 10_000 : pull.missingPages < 10_000)
                 #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
                 #expect(mode == "hybrid" || (pull.faults > 0 && pull.stallMs > 0))
                 try await expectProof(at: destination)
