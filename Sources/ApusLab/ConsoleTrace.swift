@@ -68,11 +68,18 @@ public struct ConsoleTrace: Sendable, Equatable {
         }
     }
 
-    /// The guest's work per second in a span of host time; nil without two ticks in it.
+    /// The guest's work per second in a span of host time; nil without two ticks in it. A silence that began before the
+    /// span, or at once, counts with its part in it.
     public func workPerS(from start: Moment, to end: Moment) -> Double? {
-        let inside = ticks.filter { $0.arrived >= start && $0.arrived <= end }
-        guard let first = inside.first, let last = inside.last, last.arrived > first.arrived else { return nil }
-        return Double(last.work - first.work) / (last.arrived - first.arrived).inSeconds
+        guard let index = ticks.firstIndex(where: { $0.arrived >= start }),
+            let last = ticks.last(where: { $0.arrived <= end }), last.arrived > ticks[index].arrived
+        else { return nil }
+        let first = ticks[index]
+        guard index > 0 else { return Double(last.work - first.work) / (last.arrived - first.arrived).inSeconds }
+        let before = ticks[index - 1]
+        let part = (first.arrived - start).inSeconds / (first.arrived - before.arrived).inSeconds
+        return (Double(last.work - first.work) + Double(first.work - before.work) * part)
+            / (last.arrived - start).inSeconds
     }
 }
 

@@ -102,4 +102,13 @@ import Testing
         #expect(abs(speed - 1000) < 1e-6)
         #expect(source.workPerS(from: origin + .seconds(2), to: origin + .seconds(3)) == nil)
     }
+
+    @Test func aSilenceAtTheBeginningOfASpanCounts() throws {
+        var source = ConsoleTrace()
+        for (ms, work) in [(0, 0), (500, 500), (900, 500), (1500, 1100)] {
+            source.feed("T \(ms) 0 \(work)\n".utf8, arrived: origin + .milliseconds(ms))
+        }
+        let speed = try #require(source.workPerS(from: origin + .milliseconds(510), to: origin + .milliseconds(1510)))
+        #expect(abs(speed - 600 / 0.99) < 1e-6)
+    }
 }
