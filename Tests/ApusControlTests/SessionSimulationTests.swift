@@ -63,8 +63,10 @@ import Testing
         // Some take two faults at exact places; there are only so many.
         for step in 0..<60 {
             for later in step..<step + 9 {
-                let faults: [(step: Int, fault: Fault)] = [(step, .killAgentA), (later, .killSource)]
-                var world = World(seed: 7, sabotage: sabotage)
+                let isOutage = sabotage == .releasingIsNotOnDisk
+                let faults: [(step: Int, fault: Fault)] =
+                    isOutage ? [(step, .powerLossA)] : [(step, .killAgentA), (later, .killSource)]
+                var world = World(seed: UInt64(isOutage ? later : 7), sabotage: sabotage)
                 do {
                     let order = SessionCrashPointTests.orders[0]
                     try world.march(order: order, faults: faults, repair: 9, steps: SessionCrashPointTests.steps)
@@ -187,7 +189,7 @@ extension Fault {
     /// Something stays broken until it is repaired; the rest are single events.
     var breaksSomething: Bool {
         switch self {
-        case .killAgentA, .killAgentB, .dropLink, .partition, .hostAGone, .hostBGone: true
+        case .killAgentA, .killAgentB, .dropLink, .partition, .powerLossA, .hostAGone, .hostBGone: true
         case .killSource, .killDestination, .abortByUser, .abortAtDestination, .deadline, .silentToA, .silentToB,
             .switchTimeout, .localFailureA, .recordFailsA, .recordFailsB, .sourceRefusesShut, .loadFails,
             .prepareFails, .startFails, .reconnectLimitA, .reconnectLimitB:

@@ -30,7 +30,7 @@ struct Seed: RandomNumberGenerator {
 
 /// What goes wrong, and what people and clocks do.
 enum Fault: CaseIterable {
-    case killAgentA, killAgentB, dropLink, partition, killSource, killDestination, hostAGone, hostBGone
+    case killAgentA, killAgentB, dropLink, partition, killSource, killDestination, powerLossA, hostAGone, hostBGone
     case abortByUser, abortAtDestination, deadline, silentToA, silentToB, switchTimeout, localFailureA
     case recordFailsA, recordFailsB, sourceRefusesShut, loadFails, prepareFails, startFails
     case reconnectLimitA, reconnectLimitB
@@ -42,6 +42,7 @@ enum Sabotage: CaseIterable {
     case destinationRunsWhenPrepared, destinationForgetsPrepared, destinationDiscardsOnLostLink
     case sourceForgetsRecord, commitSentBeforeRecord, shutBeforeRecord, handedOverIsResumed, undecidableCommits
     case lostFramesStayLost, destinationOverstates, flowGoesOnUnheld
+    case releasingIsNotOnDisk
     case sourceEndsBeforeWhole, destinationCompletesBeforeWhole, pagerLeavesBeforeWhole
 }
 
@@ -68,6 +69,9 @@ struct World {
     // Agent A.
     var a: SourceSession?
     var aRecord: SourceRecord?
+    /// What is on disk, and not in the kernel's hands only.
+    var aRecordOnDisk: SourceRecord?
+    var aSyncIsDue = false
     var aInbox: [SourceEvent] = []
     var aTodo: [SourceAction] = []
     var aAlive = true
@@ -106,6 +110,7 @@ struct World {
     // What the checker remembers.
     var aEverCommitted = false
     var aEverReleasing = false
+    var bHeardCommit = false
     var aEverUndecidable = false
     var aHeardLoss = false
     var sourceKilled = false
@@ -161,7 +166,7 @@ enum Move: Int, CaseIterable {
 extension World {
     func isEnabled(_ move: Move) -> Bool {
         switch move {
-        case .agentA: aAlive && (!aTodo.isEmpty || (a != nil && !aInbox.isEmpty))
+        case .agentA: aAlive && (!aTodo.isEmpty || aSyncIsDue || (a != nil && !aInbox.isEmpty))
         case .agentB: bAlive && (!bTodo.isEmpty || (b != nil && !bInbox.isEmpty))
         case .deliverToB: linkUp && !toB.isEmpty
         case .deliverToA: linkUp && !toA.isEmpty
@@ -214,6 +219,7 @@ extension World {
             if b == nil, case .open = message { b = DestinationSession(job: World.job) }
             if b != nil {
                 if case .abort = message { bHeardAbort = true }
+                if case .commit = message { bHeardCommit = true }
                 bInbox.append(.received(message))
             } else if let answer = DestinationSession.answer(forUnknownJob: World.job, to: message) {
                 toA.append(answer)
@@ -276,6 +282,11 @@ extension World {
 extension World {
     mutating func stepA() throws {
         if !aTodo.isEmpty { return try performA(aTodo.removeFirst()) }
+        if aSyncIsDue {
+            aSyncIsDue = false
+            aRecordOnDisk = aRecord
+            return
+        }
         let event = aInbox.removeFirst()
         guard var session = a else { return }
         if case .received(.failed(let failure)) = event, failure.copy == .neverRan, !aEverCommitted {
@@ -298,7 +309,7 @@ extension World {
             if event == .qemuObserved(.handedOver), actions.isEmpty == false { actions = [.resumeGuest] + actions }
         case .none, .destinationRunsWhenPrepared, .destinationForgetsPrepared, .destinationDiscardsOnLostLink,
             .sourceForgetsRecord, .undecidableCommits, .lostFramesStayLost, .destinationOverstates, .flowGoesOnUnheld,
-            .destinationCompletesBeforeWhole, .pagerLeavesBeforeWhole:
+            .destinationCompletesBeforeWhole, .pagerLeavesBeforeWhole, .releasingIsNotOnDisk:
             break
         case .sourceEndsBeforeWhole: if session.state == .serving, event != .retryDue { actions.append(.endQemu) }
         }
@@ -325,7 +336,8 @@ extension World {
             if row.stage == .committed, aHeardLoss { throw Violation(text: "commits a copy that it knows lost") }
             aRecord = row
             if row.stage == .committed { aEverCommitted = true }
-            if row.stage == .releasing { aEverReleasing = true }
+            if row.stage.isNeededAfterPowerLoss, sabotage != .releasingIsNotOnDisk { aRecordOnDisk = row }
+            if row.stage == .committed { aSyncIsDue = true }
         case .connect: connect(fromA: true)
         case .send(let message): if linkUp { toB.append(.message(message)) }
         case .startTransfer:
@@ -342,6 +354,7 @@ extension World {
                 throw Violation(text: "SHUT 0 although the destination is not prepared")
             }
             guard aRecord?.stage == .releasing else { throw Violation(text: "SHUT 0 before its record") }
+            aEverReleasing = true
             if source == .waiting { source = .answered }
         case .releaseQemu:
             if source == .active || source == .waiting || (source == .answered && seed.chance(50)) { source = .failing }
@@ -418,7 +431,7 @@ extension World {
             if event == .connectionLost { actions.append(.discardQemu) }
         case .none, .sourceForgetsRecord, .commitSentBeforeRecord, .shutBeforeRecord, .handedOverIsResumed,
             .undecidableCommits, .lostFramesStayLost, .destinationOverstates, .flowGoesOnUnheld, .sourceEndsBeforeWhole,
-            .destinationCompletesBeforeWhole, .pagerLeavesBeforeWhole:
+            .destinationCompletesBeforeWhole, .pagerLeavesBeforeWhole, .releasingIsNotOnDisk:
             break
         }
         bTodo = actions
@@ -513,6 +526,7 @@ extension World {
             dropLink()
         case .killSource: killSource()
         case .killDestination: killDestination()
+        case .powerLossA: powerLossA()
         case .hostAGone:
             hostAGone = true
             killA()
@@ -545,6 +559,7 @@ extension World {
         pull.service = 0
         aInbox = []
         aTodo = []
+        aSyncIsDue = false
         dropLink()
         // QEMU reads what was written before the close; SHUT 0, once delivered, counts.
         if source == .active || source == .waiting { source = .failing }
@@ -571,6 +586,22 @@ extension World {
         sourceKilled = true
         // An agent whose QMP connection had a gap cannot vouch for what came before the death.
         tellA(.qemuDied(watched: !seed.chance(10)))
+    }
+
+    /// The host comes back. What was not on disk may or may not be there.
+    mutating func powerLossA() {
+        guard aAlive else { return }
+        killA()
+        killSource()
+        if seed.chance(50) {
+            aRecord = aRecordOnDisk
+            // A word that nobody has heard was not given.
+            if aRecord?.stage == .releasing { aEverCommitted = aEverCommitted && bHeardCommit }
+            // Its phase may go back.
+            aRecordFailed = true
+        } else {
+            aRecordOnDisk = aRecord
+        }
     }
 
     mutating func killDestination() {

@@ -5,7 +5,12 @@ import ApusControl
 extension World {
     /// The operator knows the truth; the machines only ask for it.
     mutating func operatorResolves() {
-        let fresh = if case .loaded(let loadedVersion) = destination { loadedVersion == version } else { false }
+        let fresh =
+            switch destination {
+            case .loaded(let loadedVersion): loadedVersion == version
+            case .running: true
+            case .none, .incoming, .loading, .gone, .killed: false
+            }
         if a?.state == .undecidable { tellA(.resolve(commit: fresh)) }
         if hostAGone, b?.state == .inDoubt(linked: false) {
             operatorDecided = true

@@ -23,10 +23,10 @@ extension DestinationSession {
             return [.note(SessionFailure.recordFailed(text).problem)]
         // Only after an operator's verdict can the source say this; it runs, or will run, the guest too.
         case .received(.abort): return [.note(.abortAfterCommit)]
-        case .received(.commit), .received(.heartbeat): return []
+        case .received(.commit), .received(.verdictQuery), .received(.heartbeat): return []
         case .userAborted, .resolve: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.failed), .received(.aborted), .received(.resume), .received(.resumed),
+            .received(.failed), .received(.aborted), .received(.resume), .received(.resumed),
             .received(.sourceLost),
             .received(.cutOff):
             return [.note(.ignoredNonsense)]
@@ -48,7 +48,7 @@ extension DestinationSession {
     mutating func pulling(_ report: ResumeReport, _ event: DestinationEvent) -> [DestinationAction] {
         switch event {
         case .becameWhole(let counts): return complete(report.whole(counts))
-        case .received(.commit): return [.send(.running(report))]
+        case .received(.commit), .received(.verdictQuery): return [.send(.running(report))]
         case .connected:
             isSourceAway = false
             return [.send(.running(report))]
@@ -69,8 +69,8 @@ extension DestinationSession {
         case .received(.abort): return [.note(.abortAfterCommit)]
         case .userAborted, .resolve: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.heartbeat), .received(.failed), .received(.aborted),
-            .received(.resume), .received(.resumed), .received(.cutOff):
+            .received(.heartbeat), .received(.failed), .received(.aborted), .received(.resume), .received(.resumed),
+            .received(.cutOff):
             return []
         case .connectionLost, .peerSilent, .reconnectTimedOut, .qemuObserved, .guestRunning, .guestStartFailed:
             return []
@@ -99,6 +99,14 @@ extension DestinationSession {
             // The time had run out, or something else went wrong meanwhile.
             guard case .discarded(let failure) = state else { return [] }
             return [.send(.failed(.init(problem: failure.problem, copy: .neverRan)))]
+        // A source that has lost its word, or never gave it.
+        case .received(.verdictQuery):
+            switch state {
+            case .completed(let report): return [.send(.running(report))]
+            case .lost(let mayHaveRun): return [.send(lossReport(mayHaveRun))]
+            case .discarded(let failure): return [.send(.failed(.init(problem: failure.problem, copy: .neverRan)))]
+            default: illegal(event)
+            }
         case .received(.abort):
             if case .completed = state { return [.note(.abortAfterCommit)] }
             return [.send(.aborted)]
@@ -112,8 +120,8 @@ extension DestinationSession {
         case .recordFailed(.lost(let mayHaveRun), _): return [.connect, .send(lossReport(mayHaveRun)), .finish]
         case .userAborted, .resolve: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.heartbeat), .received(.failed), .received(.aborted),
-            .received(.resumed), .received(.sourceLost), .received(.cutOff):
+            .received(.heartbeat), .received(.failed), .received(.aborted), .received(.resumed), .received(.sourceLost),
+            .received(.cutOff):
             return []
         // Trailing reports of a QEMU that this session no longer cares for.
         case .qemuReady, .localFailed, .loaded, .qemuDied, .guestRunning, .guestStartFailed, .qemuObserved,

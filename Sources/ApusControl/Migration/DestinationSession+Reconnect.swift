@@ -26,7 +26,8 @@ extension DestinationSession {
             // Whether linked or not: the first `retryDue` tells.
             state = .inDoubt(linked: false)
             return [.record(record(.prepared)), .send(.prepared(report))]
-        case .reconnectTimedOut: return discard(.connectionLost)
+        // The source's QEMU is dead.
+        case .reconnectTimedOut, .received(.verdictQuery): return discard(.connectionLost)
         case .localFailed(let problem): return discard(.local(problem))
         case .qemuDied: return discard(.qemuDied)
         case .userAborted: return discard(.userAborted)
@@ -35,7 +36,7 @@ extension DestinationSession {
         case .connectionLost, .peerSilent, .becameWhole, .sourceSilent, .received(.heartbeat): return []
         case .resolve: return [.note(.nothingToResolve)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.commit),
-            .received(.running), .received(.verdictQuery), .received(.failed), .received(.aborted),
+            .received(.running), .received(.failed), .received(.aborted),
             .received(.resumed), .received(.cutOff), .received(.sourceLost):
             guard case .received(let message) = event else { return [] }
             return discard(.peerBrokeProtocol(message: message.kind, state: state.name))

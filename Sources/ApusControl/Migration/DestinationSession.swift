@@ -192,9 +192,11 @@ extension DestinationSession {
         switch message {
         case .heartbeat: return []
         case .abort(let problem): return discardAsTold(problem)
+        // Its QEMU is dead.
+        case .verdictQuery: return discard(.connectionLost)
         // A commit of what was never prepared names no VM that exists here.
-        case .open, .ready, .refused, .prepared, .commit, .running, .verdictQuery, .failed, .aborted, .resume, .resumed,
-            .cutOff, .sourceLost:
+        case .open, .ready, .refused, .prepared, .commit, .running, .failed, .aborted, .resume, .resumed, .cutOff,
+            .sourceLost:
             return discard(.peerBrokeProtocol(message: message.kind, state: state.name))
         }
     }
@@ -246,13 +248,13 @@ extension DestinationSession {
             return [.discardQemu, .record(record(.discarded(.operatorDiscarded))), .send(.aborted), .finish]
         case .userAborted: return [.note(.tooLate)]
         case .qemuObserved(.running): return [.note(.ranByHand)]
+        // The source cannot tell either: an operator has to.
+        case .received(.verdictQuery): return []
         case .qemuObserved(.paused), .received(.heartbeat), .localFailed, .reconnectTimedOut, .becameWhole,
             .sourceSilent:
             return []
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.running),
-            .received(.verdictQuery), .received(.failed), .received(.aborted), .received(.resumed),
-            .received(.sourceLost),
-            .received(.cutOff):
+            .received(.failed), .received(.aborted), .received(.resumed), .received(.sourceLost), .received(.cutOff):
             return [.note(.ignoredNonsense)]
         case .restarted, .qemuReady, .loaded, .guestRunning, .guestStartFailed, .recordFailed(.incoming, _),
             .recordFailed(.committed, _), .recordFailed(.pulling, _), .recordFailed(.completed, _),

@@ -175,13 +175,15 @@ actor OutgoingMigration {
                     try await services.store.save(
                         SessionRow(
                             job: job, role: .source, vm: request.vm, peer: peer.description,
-                            record: try SessionRow.encode(record)), durable: record.stage == .committed)
+                            record: try SessionRow.encode(record)), durable: record.stage.isNeededAfterPowerLoss)
                     if record.stage == .committed { marks.committed = Instant.now() }
                 } catch {
                     next = .recordFailed(record.stage, "\(error)")
                     break
                 }
             }
+            // Behind `commit`; see SourceSession.
+            if actions.contains(where: \.isCommit) { try? await services.store.sync() }
         }
         await publish()
     }

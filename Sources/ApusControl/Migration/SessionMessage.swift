@@ -6,10 +6,10 @@
 //        |<----------------------------------------- ready | refused     |
 //        |=================== pages, device state (lanes) ==============>|
 //        |<------------------------ heartbeat, both ways --------------->|
-//        |   QEMU stopped, stream at its end                             |  QEMU says SHUT 0
+//        |  * QEMU stopped: record `releasing`; stream at its end        |  QEMU says SHUT 0
 //        |                                                               |  * record `prepared`: decides no more alone
 //        |<----------------------------------------------- prepared      |
-//        |  * record `releasing`, SHUT 0 to QEMU, QEMU `completed`       |
+//        |   SHUT 0 to QEMU, QEMU `completed`                            |
 //        |  * record `committed` = THE COMMIT POINT                      |
 //        | commit ------------------------------------------------------>|  * record `committed`, cont, RESUME
 //        |   (repeated until answered)                                   |  * record `completed`
@@ -36,6 +36,10 @@
 //     After a lost connection, from a destination that is prepared and in doubt:
 //        |<------------------------------------------ verdictQuery       |
 //        | commit | abort | nothing yet -------------------------------->|
+//
+//     From a source that cannot tell by itself: its QEMU has died unobserved, maybe with its host and with its word:
+//        | verdictQuery ------------------------------------------------>|
+//        |<--------------- running | failed | nothing: as much in doubt  |
 //
 //  On the wire each message is one JSON object {"job": …, "kind": …, "body": …}, no larger than
 //  `kind.encodedBytesMax`.

@@ -28,7 +28,7 @@ extension SourceSession {
             }
         // A destination that discards after our commit was told to by its operator.
         case .received(.aborted): return lose(.operatorDiscarded)
-        case .recordFailed(.committed, let text):
+        case .recordFailed(.committed, let text), .recordFailed(.releasing, let text):
             state = .deciding(.commit)
             return [.note(SessionFailure.recordFailed(text).problem)]
         case .userAborted, .resolve: return [.note(.tooLate)]
@@ -39,8 +39,7 @@ extension SourceSession {
         case .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed, .qemuDied, .qemuObserved, .localFailed,
             .deadlinePassed, .switchOverTimedOut, .transferResumed, .serviceImpossible, .reconnectTimedOut:
             return []
-        case .start, .restarted, .recordFailed(.started, _), .recordFailed(.releasing, _), .recordFailed(.serving, _),
-            .recordFailed(.aborted, _),
+        case .start, .restarted, .recordFailed(.started, _), .recordFailed(.serving, _), .recordFailed(.aborted, _),
             .recordFailed(.completed, _), .recordFailed(.kept, _), .recordFailed(.lost, _):
             illegal(event)
         }

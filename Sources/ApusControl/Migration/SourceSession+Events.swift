@@ -120,6 +120,20 @@ public enum SourceStage: Codable, Sendable, Equatable {
     case lost(SessionFailure, wasCommitted: Bool)
 }
 
+extension SourceStage {
+    /// On disk, not only in the kernel's hands, before the list goes on.
+    public var isNeededAfterPowerLoss: Bool {
+        switch self {
+        case .releasing, .aborted: true
+        case .started, .committed, .serving, .completed, .kept, .lost: false
+        }
+    }
+}
+
+extension SourceAction {
+    var isCommit: Bool { if case .record(let record) = self { record.stage == .committed } else { false } }
+}
+
 extension SourceSession.State {
     /// For messages and logs.
     public var name: String {
@@ -174,7 +188,9 @@ extension SessionProblem {
     static let diedUnobserved = SessionProblem(
         "died-unobserved",
         "QEMU ended while no agent watched it. The destination holds a copy, but the guest may have run on after it.",
-        advice: "If the guest did not run after the agent ended, commit the copy; otherwise discard it.")
+        advice:
+            "Unless the destination runs the VM: if the guest did not run after the agent ended, commit the copy; otherwise discard it."
+    )
     static let lostAfterCommit = SessionProblem(
         "lost-after-commit", "The VM was handed over and the destination lost it.",
         advice: "The source QEMU, if it still exists, holds the guest paused as it was at the switch-over.")

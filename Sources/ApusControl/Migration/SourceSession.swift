@@ -1,12 +1,12 @@
 //  The source agent's half of a migration: a pure machine. Events in, actions out; no clock, no I/O, no threads.
 //
-//     idle --start--> connecting --connected--> opening --ready--> transferring --STOP--> switching
+//     idle --start--> connecting --connected--> opening --ready--> transferring --STOP--> switching [releasing]
 //                         |                        |                    |                  |     \ QEMU killed
 //                         |      any failure, user abort, deadline      |                  |     orphaned
 //                         +------------+-----------+----------+---------+------------------+      |    \ `prepared`
 //                                      v                                       `prepared`  |      |     |
 //            guest back         [aborted]                                                  v      |     |
-//    kept <--------------------- aborting <-------- QEMU failed ------------ [releasing]----------+     |
+//    kept <--------------------- aborting <-------- QEMU failed -------------- releasing----------+     |
 //    lost <-- QEMU is dead ------+  ^   ^                                    SHUT 0 delivered     |     |
 //                                   |   +------ operator: abort --------- undecidable             |     |
 //                                   |                                        | operator: commit   |     |
@@ -29,15 +29,21 @@
 //   - [started]: SHUT 0 was not delivered, QEMU saw its socket close and resumes. -> [aborted], make sure, `abort`.
 //   - [releasing], QEMU still migrating: it has not yet noticed, or not yet read SHUT 0. Ask again.
 //   - [releasing], QEMU failed: SHUT 0 did not reach it, it resumed. -> [aborted].
-//   - [releasing], QEMU completed: it can never run by itself. The destination is prepared, or there would be no
-//     [releasing]. -> [committed], `commit`.
+//   - [releasing], QEMU completed: it can never run by itself. The destination is prepared, or SHUT 0 had not been
+//     delivered. -> [committed], `commit`.
 //   - [releasing], QEMU dead: nobody saw whether it resumed (and wrote its disks) before it died. If it did, the
-//     destination's copy is OLDER than the disks, and running it corrupts them. -> undecidable: the operator resolves.
+//     destination's copy is OLDER than the disks, and running it corrupts them. -> undecidable: the destination is asked
+//     whether it runs the VM or has lost it; while it is as much in doubt, the operator resolves.
 //     A death that this process watched is another matter: QEMU's own words come before its death, so silence means
 //     that it never resumed -> [committed].
 //   - [committed]: repeat `commit` until `running`.   - [serving]: give the pages that are asked for, if QEMU still lives.
 //   - [aborted]: make sure that the guest runs, answer `abort`.
 //   - [completed], [kept], [lost]: nothing to do; above all no `cont`, the operator may have paused the VM since.
+//
+//  The host goes down, and with it QEMU and what was not on disk yet. [releasing] and [aborted] are on disk when their
+//  list goes on, [committed] soon after `commit` has left: a sync in the pause would prolong it by as much as the disk
+//  takes. [releasing] is written while the last pages travel and is always there first, so the successor of an agent
+//  whose [committed] was lost finds [releasing] and a dead QEMU, and asks.
 //
 //  Between two actions of one list: a record precedes what depends on it, so every prefix of a list is one of the
 //  above. [completed] is written after QEMU has ended, so that a QEMU never outlives its record.
@@ -91,6 +97,8 @@ public struct SourceSession: Sendable {
     public internal(set) var state: State
     /// Both sides can go on after a lost connection.
     var resumes = false
+    /// [releasing] is on record.
+    private var mayRelease = false
 
     /// A new session, in `idle`.
     public init(job: String, guestRunning: Bool) {
@@ -103,6 +111,7 @@ public struct SourceSession: Sendable {
     public init(restoring record: SourceRecord) {
         job = record.job
         guestRunning = record.guestRunning
+        mayRelease = record.stage == .releasing
         switch record.stage {
         case .started, .releasing, .committed, .serving, .aborted: state = .recovering(record.stage)
         case .completed: state = .completed
@@ -139,15 +148,18 @@ public struct SourceSession: Sendable {
     /// While true the runtime sends `retryDue` about once a second.
     public var wantsRetry: Bool {
         switch state {
-        case .releasing, .deciding, .committed, .serving, .aborting, .recovering, .orphaned, .reconnecting: true
-        case .idle, .connecting, .opening, .transferring, .switching, .undecidable, .completed, .kept, .lost: false
+        case .releasing, .deciding, .undecidable, .committed, .serving, .aborting, .recovering, .orphaned,
+            .reconnecting:
+            true
+        case .idle, .connecting, .opening, .transferring, .switching, .completed, .kept, .lost: false
         }
     }
 
     /// Takes one event and says what to do. The runtime performs the whole list, in order, before the next event; when
     /// a `record` fails it drops the rest of the list and sends `recordFailed`.
     public mutating func handle(_ event: SourceEvent) -> [SourceAction] {
-        switch state {
+        if case .recordFailed(.releasing, _) = event { mayRelease = false }
+        return switch state {
         case .idle: idle(event)
         case .connecting, .opening, .transferring, .switching: beforePrepared(event)
         case .reconnecting(let reconnection): reconnecting(reconnection, event)
@@ -210,8 +222,9 @@ extension SourceSession {
                 illegal(event)
             }
         case .qemuStopped:
-            if state == .transferring { state = .switching }
-            return []
+            guard state == .transferring else { return [] }
+            state = .switching
+            return recordReleasing()
         case .qemuDied(let watched):
             // A stopped guest's image is final, so the copy that is being completed is as good as the original. A guest
             // that was paused from the start never shows STOP.
@@ -224,15 +237,14 @@ extension SourceSession {
         case .qemuCompleted: return abort(.qemuCompletedEarly)
         case .qemuFailed(let text): return abort(.qemuFailed(text))
         case .localFailed(let problem): return abort(.local(problem))
-        case .recordFailed(.started, let text): return abort(.recordFailed(text))
+        case .recordFailed(.started, let text), .recordFailed(.releasing, let text): return abort(.recordFailed(text))
         case .userAborted: return abort(.userAborted)
         case .deadlinePassed: return abort(.deadlinePassed)
         case .peerSilent: return loseConnection(.peerSilent)
         case .switchOverTimedOut: return abort(.switchOverTimedOut)
         case .retryDue, .transferResumed, .serviceImpossible, .reconnectTimedOut: return []
         case .resolve: return [.note(.nothingToResolve)]
-        case .start, .restarted, .qemuObserved,
-            .recordFailed(.releasing, _), .recordFailed(.committed, _), .recordFailed(.serving, _),
+        case .start, .restarted, .qemuObserved, .recordFailed(.committed, _), .recordFailed(.serving, _),
             .recordFailed(.aborted, _),
             .recordFailed(.completed, _), .recordFailed(.kept, _), .recordFailed(.lost, _):
             illegal(event)
@@ -264,7 +276,13 @@ extension SourceSession {
     /// The destination holds everything.
     mutating func release() -> [SourceAction] {
         state = .releasing
-        return [.record(record(.releasing)), .deliverShut]
+        return recordReleasing() + [.deliverShut]
+    }
+
+    /// Nothing, when it is on record already.
+    private mutating func recordReleasing() -> [SourceAction] {
+        defer { mayRelease = true }
+        return mayRelease ? [] : [.record(record(.releasing))]
     }
 
     /// Waiting costs nothing, the guest cannot run here any more; only the destination can still save the VM.
@@ -354,17 +372,17 @@ extension SourceSession {
         case .resolve(commit: false): return abort(.operatorDiscarded, wasReleasing: true)
         case .received(.failed(let failure)) where failure.copy == .neverRan:
             return abort(.peerFailed(failure.problem), wasReleasing: true)
-        // The destination's operator decided; there is no other copy that could run.
+        // It was committed, or the destination's operator decided; there is no other copy that could run.
         case .received(.running): return commit()
+        case .retryDue: return [.connect, .send(.verdictQuery)]
         case .userAborted: return [.note(.tooLate)]
         case .received(.open), .received(.ready), .received(.refused), .received(.prepared), .received(.commit),
             .received(.abort), .received(.verdictQuery), .received(.heartbeat), .received(.failed),
             .received(.aborted), .received(.resume), .received(.resumed), .received(.sourceLost), .received(.cutOff):
             return []
         case .connected, .connectionLost, .gateOpened, .qemuStopped, .qemuCompleted, .qemuFailed, .qemuDied,
-            .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .retryDue, .transferResumed,
-            .serviceImpossible,
-            .reconnectTimedOut:
+            .qemuObserved, .localFailed, .deadlinePassed, .peerSilent, .switchOverTimedOut, .transferResumed,
+            .serviceImpossible, .reconnectTimedOut:
             return []
         case .start, .restarted, .recordFailed: illegal(event)
         }
@@ -372,13 +390,13 @@ extension SourceSession {
 
     private mutating func becomeUndecidable() -> [SourceAction] {
         state = .undecidable
-        return [.note(.diedUnobserved)]
+        return [.note(.diedUnobserved), .connect, .send(.verdictQuery)]
     }
 
     /// The commit point is the record; only after it may the word leave this host.
     mutating func commit() -> [SourceAction] {
         state = .committed(linked: true)
-        return [.record(record(.committed)), .connect, .send(.commit)]
+        return recordReleasing() + [.record(record(.committed)), .connect, .send(.commit)]
     }
 }
 

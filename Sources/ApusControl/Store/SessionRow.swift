@@ -5,8 +5,8 @@ import GRDB
 /// One side's record of a migration, as its session last wrote it. The commit point is such a row.
 ///
 /// Written before anything that follows from it. Most rows have to survive the agent, not the host: when the host goes
-/// down its QEMU goes with it. Not so the commit: the destination may hold the only copy and ask for the verdict after
-/// the source host has come back, and a row lost with the power would answer `abort`.
+/// down its QEMU goes with it. Not so what tells that the destination may hold the only copy, `releasing`, or must not run
+/// it, `aborted`: a row lost with the power would make the next agent say the contrary.
 public struct SessionRow: Sendable, Equatable {
     public enum Role: String, Sendable { case source, destination }
     public var job: String

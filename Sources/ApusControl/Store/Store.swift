@@ -180,6 +180,13 @@ public final class Store: Sendable {
         } catch { throw Self.failed(path, error) }
     }
 
+    /// Everything written so far is on disk when this returns.
+    public func sync() async throws(Problem) {
+        do {
+            try await database.writeWithoutTransaction { _ = try $0.checkpoint(.passive) }
+        } catch { throw Self.failed(path, error) }
+    }
+
     func read<T: Sendable>(_ body: @escaping @Sendable (Database) throws -> T) async throws(Problem) -> T {
         do { return try await database.read(body) } catch { throw Self.failed(path, error) }
     }
