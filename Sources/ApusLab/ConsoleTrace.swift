@@ -97,6 +97,9 @@ public struct GuestPause: Sendable, Equatable, Codable {
     public var downtimeMs: Double
     /// From the last tick at the source to the first one at the destination.
     public var switchMs: Double
+    /// The part of `switchMs` in which the guest's own clock ran: what is left of a tick, and what a guest without
+    /// translated code and warm caches takes to show the next one. Missing in results of old.
+    public var switchRunMs: Double?
     /// The longest silence in the second before the migration: what this machine's noise alone does.
     public var noiseMs: Double
     /// Sum of the silences above four ticks from the start of the migration on, less the switch: post-copy's stalls.
@@ -125,6 +128,7 @@ public struct GuestPause: Sendable, Equatable, Codable {
         let lost = Int(clamping: first.sequence) - Int(clamping: last.sequence) - 1
         return GuestPause(
             downtimeMs: downtime.milliseconds, switchMs: (first.arrived - last.arrived).milliseconds,
+            switchRunMs: Double(Int64(clamping: first.guestNs) - Int64(clamping: last.guestNs)) / 1e6,
             noiseMs: noise.milliseconds, stallsMs: stalls.milliseconds, ticksLost: max(0, lost))
     }
 }

@@ -71,6 +71,15 @@ import Testing
         #expect(pause.ticksLost == 0)
     }
 
+    @Test func tellsHowLongTheGuestsClockRan() throws {
+        var source = ConsoleTrace()
+        var destination = ConsoleTrace()
+        source.feed("T 1 1000000000 0\n".utf8, arrived: origin)
+        destination.feed("T 2 1008000000 0\n".utf8, arrived: origin + .milliseconds(24))
+        let pause = try #require(GuestPause.measure(source: source, destination: destination, started: origin))
+        #expect(pause.switchMs == 24 && pause.switchRunMs == 8)
+    }
+
     /// Post-copy: the switch is short, but the guest then waits for its pages.
     @Test func countsAStallAfterTheSwitchAsDowntime() throws {
         let source = trace(from: 1, at: [0, 5, 10])

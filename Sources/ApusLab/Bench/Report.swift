@@ -22,6 +22,7 @@ public struct Report: Sendable, Equatable, Codable {
         case later = "MB after round 1"
         case downtime = "downtime ms (guest)"
         case reported = "downtime ms (reported)"
+        case running = "guest's clock ran, ms"
         case rounds
         case work = "guest work/s before"
         case speed = "guest speed during, %"
@@ -37,6 +38,7 @@ public struct Report: Sendable, Equatable, Codable {
             case .wire: outcome.wireBytes.map { Double($0) / 1e6 }
             case .downtime: outcome.pause?.downtimeMs
             case .reported: outcome.reportedDowntimeMs
+            case .running: outcome.pause?.switchRunMs
             case .rounds: outcome.rounds.map(Double.init)
             case .later: outcome.bytesAfterRound1.map { Double($0) / 1e6 }
             case .work: outcome.speedBefore.flatMap { $0 > 0 ? $0 : nil }
