@@ -57,12 +57,3 @@ public enum DirectDisk {
     /// As in `Guest/direct.c`.
     static func word(_ index: UInt64) -> UInt64 { SplitMix.mixed(index &+ 1) }
 }
-
-/// The finalizer of SplitMix64: near numbers become unlike ones.
-enum SplitMix {
-    static func mixed(_ number: UInt64) -> UInt64 {
-        var bits = (number ^ number >> 30) &* 0xbf58_476d_1ce4_e5b9
-        bits = (bits ^ bits >> 27) &* 0x94d0_49bb_1331_11eb
-        return bits ^ bits >> 31
-    }
-}

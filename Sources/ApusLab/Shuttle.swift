@@ -1,4 +1,4 @@
-import ApusAPI
+public import ApusAPI
 
 /// One guest that goes to and fro between two agents, proving its memory after each hop.
 public struct Shuttle: Sendable {
@@ -6,8 +6,29 @@ public struct Shuttle: Sendable {
     private let pair: HostPair
     private let peer: ApusPeer
     private var here: Console
+    /// The agent that has the guest.
+    private var host = 0
     public private(set) var hops = 0
     private static let name = "prover"
+    /// Checks begin anew at every console, and the first one may have begun before it was opened.
+    private static let wholeChecks = 2
+
+    /// The wire is pulled out so long after the command, for so long.
+    public struct Cut: Sendable, Equatable {
+        public var afterMs: Double
+        public var forMs: Double
+
+        public init(afterMs: Double, forMs: Double) {
+            self.afterMs = afterMs
+            self.forMs = forMs
+        }
+    }
+
+    public enum Hop: Sendable {
+        case moved(JobSummary)
+        /// The migration was given up: the guest is where it was, and its memory right.
+        case stayed(reason: String)
+    }
 
     public static func launch(
         _ peer: ApusPeer, _ workload: Workload, _ pair: HostPair, _ lab: Lab, _ image: GuestImage,
@@ -19,18 +40,36 @@ public struct Shuttle: Sendable {
         return Shuttle(agents: [first, second], pair: pair, peer: peer, here: console)
     }
 
-    /// Moves the guest to the other host and waits for a full check that began there.
+    /// Moves the guest to the other host and waits for a full check that began there; with a cut, for the wire too.
     ///
-    /// - Returns: what the migration took, in milliseconds.
-    public mutating func hop() async throws -> Double {
-        let from = agents[hops % 2], to = agents[(hops + 1) % 2]
+    /// - Throws: `LabError`: a wrong page, a guest that nobody runs, and without a cut any failed migration.
+    public mutating func hop(_ cut: Cut? = nil) async throws -> Hop {
+        let from = agents[host], to = agents[1 - host]
+        let (pair, peer) = (pair, peer)
+        async let wire: Void = Self.pull(cut, pair)
         async let there = Console.connect(path: to.consolePath(of: Self.name), seconds: peer.timeoutS)
-        let job = try await from.migrate(Self.name, to: to.endpoint, peer).job
+        let job: JobStatus
+        do { job = try await from.migrate(Self.name, to: to.endpoint, peer).job } catch let error as LabError {
+            guard cut != nil, case .migrationFailed(_, let reason) = error else { throw error }
+            try await wire
+            try await here.verdicts(here.trace.verdicts.count + Self.wholeChecks, seconds: 60)
+            return .stayed(reason: reason)
+        }
         let console = try await there
-        try await console.verdicts(2, seconds: 60)
+        try await wire
+        try await console.verdicts(Self.wholeChecks, seconds: 60)
         await here.close()
         here = console
+        host = 1 - host
         hops += 1
-        return job.summary?.totalMs ?? 0
+        return .moved(job.summary ?? JobSummary())
+    }
+
+    private static func pull(_ cut: Cut?, _ pair: HostPair) async throws {
+        guard let cut else { return }
+        try await ContinuousClock().sleep(for: .milliseconds(Int(cut.afterMs)))
+        try await pair.setLink(up: false)
+        try await ContinuousClock().sleep(for: .milliseconds(Int(cut.forMs)))
+        try await pair.setLink(up: true)
     }
 }

@@ -97,6 +97,8 @@ struct MatrixOptions: ParsableArguments {
 }
 
 extension Workload.RAM: ExpressibleByArgument {}
+extension ApusPeer.Port: ExpressibleByArgument {}
+extension ApusPeer.Mode: ExpressibleByArgument {}
 
 extension Outcome {
     /// One line for the log of a long measurement.
