@@ -9,8 +9,16 @@ extension RealGuests {
     @Suite(.enabled(if: HostPair.canMakeNamespaces, "needs root")) struct PostcopyTests {
         private static let vm = "g"
 
+        /// RAM that nobody but QEMU has.
+        private static var privateWorkload: Workload {
+            var workload = FaultStage.workload
+            workload.ram = .anonymous
+            return workload
+        }
+
         private func with(
-            _ program: String, rate: UInt64, _ body: (_ source: Agent, _ destination: Agent) async throws -> Void
+            _ program: String, rate: UInt64, _ workload: Workload = FaultStage.workload,
+            _ body: (_ source: Agent, _ destination: Agent) async throws -> Void
         ) async throws {
             try await Lab.with { lab in
                 let pair = try await HostPair.make(in: lab, rate: rate)
@@ -20,7 +28,7 @@ extension RealGuests {
                 let image = try GuestImage.find()
                 let accelerator = await Accelerator.probe(qemu: program, image: image)
                 let console = try await source.run(
-                    FaultStage.workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator)
+                    workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator)
                 lab.later("console") { await console.close() }
                 try await console.verdicts(1, seconds: 90)
                 try await body(source, destination)
@@ -66,6 +74,28 @@ extension RealGuests {
                 let back = try await move(destination, to: source, [])
                 #expect(back.phase == .completed && back.summary?.port == .direct, "\(back)")
                 try await expectProof(at: source)
+            }
+        }
+
+        /// Private RAM is read from the process of the stopped QEMU, which has migrated as it always does.
+        @Test(
+            .timeLimit(.minutes(4)),
+            arguments: [QemuProgram.installed, QemuProgram.newer].compactMap(\.self), ["postcopy", "hybrid"])
+        func aGuestWithPrivateMemoryIsFollowedByIt(program: String, mode: String) async throws {
+            try await with(program, rate: 1_000_000_000, Self.privateWorkload) { source, destination in
+                let job = try await move(source, to: destination, ["--mode", mode])
+                #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
+                let pull = try #require(job.summary?.pull)
+                print("private, \(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
+                #expect(mode == "postcopy" ? pull.missingPages > 10_000 : pull.missingPages < 10_000)
+                #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
+                #expect(mode == "hybrid" || (pull.faults > 0 && pull.stallMs > 0))
+                // What QEMU sent to be dropped did not travel.
+                let wireBytes = job.summary?.wireBytes ?? 0
+                #expect(mode == "hybrid" || wireBytes < pull.missingPages * 4096 * 11 / 10, "\(wireBytes) bytes")
+                try await expectProof(at: destination)
+                #expect(try await userfaultfds(in: destination) == 0)
+                #expect(!destination.machineFiles().contains { $0.contains("pull.") || $0.contains("journal") })
             }
         }
     }

@@ -59,6 +59,18 @@ extension DirectAccess {
         return matching
     }
 
+    /// Those of the source's blocks that can be owned here.
+    ///
+    /// - Throws: `Obstacle` when there is none.
+    func sharing(offered: [(name: String, byteCount: UInt64)]) throws(Obstacle) -> DirectAccess {
+        var sharing = self
+        sharing.blocks.removeAll { block in
+            !offered.contains { $0.name == block.name && $0.byteCount == block.byteCount }
+        }
+        guard !sharing.blocks.isEmpty else { throw Obstacle("None of its RAM blocks is in a shared file.") }
+        return sharing
+    }
+
     func windows() throws -> [GuestWindow] {
         try blocks.map { block in
             try GuestWindow(
@@ -73,16 +85,26 @@ extension IncomingMigration {
 
     /// Makes ready for missing pages, before the first page comes.
     ///
-    /// - Returns: why that cannot be; nil: it can.
-    func preparePull(_ offer: MigrationOffer, _ machine: Machine, _ token: Token) async throws -> String? {
-        guard let blocks = offer.options["directBlocks"].flatMap(DirectAccess.parse(offered:)) else {
-            return "The source's list of RAM blocks cannot be read."
-        }
+    /// - Returns: the terms, with what has come of it.
+    func preparePull(
+        _ offer: MigrationOffer, _ machine: Machine, _ token: Token, _ terms: TransferTerms
+    ) async throws -> TransferTerms {
+        var terms = terms
         let access: DirectAccess
         do throws(DirectAccess.Obstacle) {
-            access = try DirectAccess(await DirectAccess.examine(machine)).matching(offered: blocks)
-        } catch { return "At the destination: \(error)" }
-        guard let layout = access.layout else { return "Its RAM blocks are not usable." }
+            let here = try DirectAccess(await DirectAccess.examine(machine))
+            let text = offer.options[terms.direct ? "directBlocks" : "pullBlocks"]
+            guard let blocks = text.flatMap(DirectAccess.parse(offered:)) else {
+                throw DirectAccess.Obstacle("The source's list of RAM blocks cannot be read.")
+            }
+            // What cannot be owned here travels before the guest moves, unless it is to come by the direct port.
+            access = terms.direct ? try here.matching(offered: blocks) : try here.sharing(offered: blocks)
+        } catch {
+            terms.pulls = false
+            terms.reason = "At the destination: \(error)"
+            return terms
+        }
+        guard let layout = access.layout else { preconditionFailure("QEMU's own blocks make a layout") }
         let runDirectory = machine.runDirectory
         let report = pullReport
         try PullFiles(token: token.text, blocks: access.blocks).write(runDirectory)
@@ -96,7 +118,9 @@ extension IncomingMigration {
             return PullDestination(layout: layout, pager: pager, words: words, report: report)
         }
         expectPull(token)
-        return nil
+        terms.pulls = true
+        terms.pulledBlocks = terms.direct ? nil : access.offered
+        return terms
     }
 
     /// Takes up what an agent that was killed has left; tried again at every beat until it can be done.
