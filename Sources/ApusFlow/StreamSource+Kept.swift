@@ -36,7 +36,8 @@ extension StreamSource {
         kept = KeptPages(keepOrder.fetchable, of: layout)
         guard kept != nil else {
             throw FlowFailure(
-                "fetch-layout", "The RAM blocks of the source QEMU are other ones than when the job began. Migrate again.")
+                "fetch-layout",
+                "The RAM blocks of the source QEMU are other ones than when the job began. Migrate again.")
         }
         try flushBatches()
         try stopHolding()

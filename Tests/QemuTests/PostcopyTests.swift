@@ -9,15 +9,8 @@ extension RealGuests {
     @Suite(.enabled(if: HostPair.canMakeNamespaces, "needs root")) struct PostcopyTests {
         private static let vm = "g"
 
-        /// RAM that nobody but QEMU has.
-        private static var privateWorkload: Workload {
-            var workload = FaultStage.workload
-            workload.ram = .anonymous
-            return workload
-        }
-
         private func with(
-            _ program: String, rate: UInt64, _ workload: Workload = FaultStage.workload,
+            _ program: String, rate: UInt64, _ workload: Workload = FaultStage.workload, adopts: Bool = false,
             _ body: (_ source: Agent, _ destination: Agent) async throws -> Void
         ) async throws {
             try await Lab.with { lab in
@@ -27,8 +20,12 @@ extension RealGuests {
                 let destination = try await Agent.start("b", peer, pair.destination, lab, port: 4601)
                 let image = try GuestImage.find()
                 let accelerator = await Accelerator.probe(qemu: program, image: image)
-                let console = try await source.run(
-                    workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator)
+                let console =
+                    adopts
+                    ? try await source.adopt(
+                        workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator, in: lab)
+                    : try await source.run(
+                        workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator)
                 lab.later("console") { await console.close() }
                 try await console.verdicts(1, seconds: 90)
                 try await body(source, destination)
@@ -77,12 +74,16 @@ extension RealGuests {
             }
         }
 
-        /// Private RAM is read from the process of the stopped QEMU, which has migrated as it always does.
+        /// Private RAM, by `-m` of a QEMU that was adopted or by a backend of the command, is read from the process of the
+        /// stopped QEMU, which has migrated as it always does.
         @Test(
             .timeLimit(.minutes(4)),
             arguments: [QemuProgram.installed, QemuProgram.newer].compactMap(\.self), ["postcopy", "hybrid"])
         func aGuestWithPrivateMemoryIsFollowedByIt(program: String, mode: String) async throws {
-            try await with(program, rate: 1_000_000_000, Self.privateWorkload) { source, destination in
+            let adopts = mode == "hybrid"
+            var workload = FaultStage.workload
+            workload.ram = adopts ? .plain : .anonymous
+            try await with(program, rate: 1_000_000_000, workload, adopts: adopts) { source, destination in
                 let job = try await move(source, to: destination, ["--mode", mode])
                 #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
                 let pull = try #require(job.summary?.pull)

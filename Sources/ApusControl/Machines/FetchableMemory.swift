@@ -37,6 +37,9 @@ struct FetchableMemory: Sendable {
         return UInt64(word.dropFirst(2), radix: 16)
     }
 
+    /// Where only odd blocks may stay, nothing is gained by moving first.
+    func isMost(of machine: Machine) -> Bool { layout.byteCount >= machine.definition.ramBytes / 2 }
+
     /// For the offer, and for a successor; see ``DirectAccess/parse(offered:)``.
     var offered: String { layout.blocks.map { "\($0.name) \($0.byteCount)" }.joined(separator: "\n") }
 

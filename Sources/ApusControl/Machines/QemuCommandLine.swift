@@ -174,7 +174,9 @@ extension QemuCommandLine {
             backend["share"] = "on"
             return backend.text(implied: "qom-type")
         }
-        guard var backend = try? JSONSerialization.jsonObject(with: Data(value.utf8)) as? [String: Any] else { return nil }
+        guard var backend = try? JSONSerialization.jsonObject(with: Data(value.utf8)) as? [String: Any] else {
+            return nil
+        }
         backend["qom-type"] = "memory-backend-file"
         backend["mem-path"] = directory
         backend["share"] = true

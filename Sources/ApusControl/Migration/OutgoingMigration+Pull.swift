@@ -51,9 +51,10 @@ extension OutgoingMigration {
     /// - Throws: `Problem` `mode-not-possible` when something is to stay and cannot.
     func offerFetchable(_ machine: Machine) async throws -> String? {
         guard pull != .nothing, let mode = request.mode, request.port != .direct else { return nil }
-        fetchable = await FetchableMemory(machine)
+        fetchable = await FetchableMemory(machine).flatMap { $0.isMost(of: machine) ? $0 : nil }
         if fetchable == nil, memory == nil {
-            throw Self.pullNotPossible(machine.name, mode, "None of its RAM is found for certain in the memory of its QEMU.")
+            throw Self.pullNotPossible(
+                machine.name, mode, "Its RAM is not found for certain in the memory of its QEMU.")
         }
         return fetchable?.offered
     }
@@ -61,8 +62,8 @@ extension OutgoingMigration {
     /// The destination says of which blocks pages may be missing there.
     func agreeOnFetchable(_ terms: TransferTerms) {
         guard let machine, let mode = request.mode else { return }
-        guard let taken = terms.pulledBlocks.flatMap({ fetchable?.taken($0) }) else {
-            let why = terms.reason ?? "The destination takes RAM blocks that were not offered."
+        guard let taken = terms.pulledBlocks.flatMap({ fetchable?.taken($0) }), taken.isMost(of: machine) else {
+            let why = terms.reason ?? "The destination cannot own its RAM."
             return post(.localFailed(SessionProblem(Self.pullNotPossible(request.vm, mode, why))))
         }
         fetchable = taken
@@ -126,7 +127,7 @@ extension OutgoingMigration {
     func loseQemu() {
         guard let server, server.needsQemu else { return post(.qemuDied(watched: true)) }
         if case .serving = session.state { return }
-        post(.qemuFailed("it ended, and with it pages of its guest that had not been sent"))
+        post(.qemuFailed("it ended, and with it pages of its guest that had not been sent."))
         post(.qemuDied(watched: true))
     }
 

@@ -190,7 +190,8 @@ public struct TransferTerms: Codable, Sendable, Equatable {
     public var pulledBlocks: String?
 
     public init(
-        direct: Bool = false, reason: String? = nil, resumes: Bool? = nil, pulls: Bool? = nil, pulledBlocks: String? = nil
+        direct: Bool = false, reason: String? = nil, resumes: Bool? = nil, pulls: Bool? = nil,
+        pulledBlocks: String? = nil
     ) {
         self.direct = direct
         self.reason = reason
