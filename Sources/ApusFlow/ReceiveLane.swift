@@ -45,15 +45,15 @@ final class DestinationState: Sendable {
             self.patchable = patchable
         }
 
-        /// Some of the blocks as shared files, in their order; nil: one of them is not here, or not a shared file.
-        func windows(of wanted: Layout) -> [GuestWindow]? {
-            var windows: [GuestWindow] = []
+        /// The ports of some of the blocks, in their order; nil: one of them is not here.
+        func ports(of wanted: Layout) -> [BlockPort]? {
+            var chosen: [BlockPort] = []
             for block in wanted.blocks {
                 let index = layout.blocks.firstIndex { $0.name == block.name && $0.byteCount == block.byteCount }
-                guard let index, case .mapped(let window) = ports[index] else { return nil }
-                windows.append(window)
+                guard let index else { return nil }
+                chosen.append(ports[index])
             }
-            return windows
+            return chosen
         }
     }
     private struct Content {

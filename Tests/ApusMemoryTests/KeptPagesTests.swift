@@ -29,6 +29,22 @@ import Testing
         #expect(kept.pages.pageCount == 500)
     }
 
+    @Test func runsAreOfAnyLength() {
+        var set = PageSet(pageCount: 1000)
+        for (first, count) in [(0, 1), (60, 200), (320, 64), (384, 1), (990, 10)] as [(PageNumber, Int)] {
+            set.insert(first: first, count: count)
+        }
+        var runs: [Range<PageNumber>] = []
+        var page: PageNumber = 0
+        while let run = set.nextRun(from: page, to: 1000) {
+            runs.append(run)
+            page = run.upperBound
+        }
+        #expect(runs == [0..<1, 60..<260, 320..<385, 990..<1000])
+        #expect(set.nextRun(from: 100, to: 128) == 100..<128)
+        #expect(set.nextRun(from: 260, to: 320) == nil)
+    }
+
     @Test func blocksThatAreNotThere() throws {
         let stream = try layout([("ram", 300), ("rom", 50)])
         #expect(KeptPages(try layout([("ram", 299)]), of: stream) == nil)

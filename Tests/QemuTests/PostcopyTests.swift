@@ -11,11 +11,13 @@ extension RealGuests {
 
         private func with(
             _ program: String, rate: UInt64, _ workload: Workload = FaultStage.workload, adopts: Bool = false,
+            ramDirectory: String? = nil,
             _ body: (_ source: Agent, _ destination: Agent) async throws -> Void
         ) async throws {
             try await Lab.with { lab in
                 let pair = try await HostPair.make(in: lab, rate: rate)
-                let peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
+                var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
+                peer.ramDirectory = ramDirectory
                 let source = try await Agent.start("a", peer, pair.source, lab, port: 4600)
                 let destination = try await Agent.start("b", peer, pair.destination, lab, port: 4601)
                 let image = try GuestImage.find()
@@ -71,6 +73,25 @@ extension RealGuests {
                 let back = try await move(destination, to: source, [])
                 #expect(back.phase == .completed && back.summary?.port == .direct, "\(back)")
                 try await expectProof(at: source)
+            }
+        }
+
+        /// Private at both ends: what is missing is dropped within the destination's process.
+        @Test(
+            .timeLimit(.minutes(4)),
+            arguments: zip([QemuProgram.installed, QemuProgram.newer].compactMap(\.self), ["hybrid", "postcopy"]))
+        func memoryThatIsPrivateAtBothEndsFollows(program: String, mode: String) async throws {
+            // No room for a file.
+            try await with(program, rate: 300_000_000, ramDirectory: "/proc") { source, destination in
+                let job = try await move(source, to: destination, ["--mode", mode])
+                #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
+                let pull = try #require(job.summary?.pull)
+                print("private at both ends, \(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
+                #expect(job.summary?.installed["pc.ram"] == "process")
+                #expect(mode == "postcopy" ? pull.missingPages > 10_000 : pull.missingPages > 0)
+                #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
+                try await expectProof(at: destination)
+                #expect(try await userfaultfds(in: destination) == 0)
             }
         }
 

@@ -8,7 +8,7 @@ public struct LaunchPlan: Sendable, Equatable {
         /// A QEMU that waits to be filled, paused, with exactly this machine type.
         ///
         /// `owningMemory`: some of it will be fetched when the guest runs already, so RAM that the command wants private is put
-        /// into shared files all the same.
+        /// into shared files all the same, if there is room.
         case incoming(machineType: String, owningMemory: Bool = false)
     }
 

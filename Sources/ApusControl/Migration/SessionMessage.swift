@@ -189,15 +189,11 @@ public struct TransferTerms: Codable, Sendable, Equatable {
     /// Stream port: the RAM blocks of which pages may be missing, some of those offered; see ``DirectAccess/parse(offered:)``.
     public var pulledBlocks: String?
 
-    public init(
-        direct: Bool = false, reason: String? = nil, resumes: Bool? = nil, pulls: Bool? = nil,
-        pulledBlocks: String? = nil
-    ) {
+    public init(direct: Bool = false, reason: String? = nil, resumes: Bool? = nil, pulls: Bool? = nil) {
         self.direct = direct
         self.reason = reason
         self.resumes = resumes
         self.pulls = pulls
-        self.pulledBlocks = pulledBlocks
     }
 }
 

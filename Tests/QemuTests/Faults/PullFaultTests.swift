@@ -96,16 +96,22 @@ extension RealGuests {
             }
         }
 
-        /// Private memory is in no file: an agent reads it from the process, and its successor finds it there again.
+        /// Memory that is in no file at either end: agents read it from the process and drop it there, and their successors
+        /// find it again.
         @Test(.timeLimit(.minutes(3))) func privatePagesFollowAllTheSame() async throws {
-            try await FaultStage.with(port: .stream, mode: .postcopy, workload: Self.privateMemory) { stage in
+            // No room for a file.
+            try await FaultStage.with(port: .stream, mode: .postcopy, ramDirectory: "/proc") { stage in
                 try await pull("kill -9 source agent, private memory", stage) {
                     try await stage.source.kill()
                     try await ContinuousClock().sleep(for: .seconds(1))
                     try await stage.restart(stage.source)
                 }
-                // In a file now, but QEMU's stream still tells of it.
-                try await pull("connections reset, stream port", stage) {
+                try await pull("kill -9 destination agent, private memory", stage) {
+                    try await stage.destination.kill()
+                    try await ContinuousClock().sleep(for: .seconds(1))
+                    try await stage.restart(stage.destination)
+                }
+                try await pull("connections reset, private memory", stage) {
                     try await stage.pair.resetConnections(of: stage.pair.source)
                 }
             }
