@@ -189,7 +189,7 @@ public final class DestinationFlow: Sendable {
     /// The last that the source says of its memory: the rest stays there until it is fetched. From here on the lanes write
     /// nothing any more, so nothing older can come over what the guest will write.
     private func learnResidence(_ message: ControlLink.Message) throws(FlowFailure) {
-        guard let pull, let prologue = state.prologue, prologue.layout == pull.layout, !state.isSealed else {
+        guard let pull, let ports = state.prologue?.ports(of: pull.layout), !state.isSealed else {
             throw FlowFailure("peer", "The source keeps pages, which was not agreed.")
         }
         guard state.waitForFence(message.epoch) else { return }
@@ -201,8 +201,7 @@ public final class DestinationFlow: Sendable {
         announced.update { $0 = pages }
         guard isLast else { return }
         state.seal()
-        try pull.flip(
-            missing: pages, prologue.ports.compactMap { if case .mapped(let window) = $0 { window } else { nil } })
+        try pull.flip(missing: pages, ports)
     }
 
     /// A direct source sends no page that is zero from the beginning: what firmware has put there must go.

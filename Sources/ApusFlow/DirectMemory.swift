@@ -44,7 +44,7 @@ public final class DirectMemory: Sendable {
     }
 
     /// For a ``PullServer``: they outlive the tracker.
-    public var serverWindows: [GuestWindow] { windows }
+    public var serverPorts: [BlockPort] { windows.map { .mapped($0) } }
     /// QEMU must migrate from the beginning, for it stops the guest only when it has sent nearly all that it thinks due.
     public var qemuSendsPagesToo: Bool { !sentByQemu.isEmpty }
 

@@ -19,7 +19,8 @@ internal import ApusWire
 public enum SourceFlowEvent: Sendable, Equatable {
     case layoutKnown(Layout)
     /// Direct port: what is left fits the pause. QEMU is to be told to migrate (``SourceFlow/connect(_:)``), or, if it does
-    /// so already, to be let go on (``SourceFlow/letQemuFinish()``).
+    /// so already, to be let go on (``SourceFlow/letQemuFinish()``). Stream port: pages stay from the first on, so that QEMU
+    /// may stop the guest as soon as it can.
     case converged(predictedDowntimeMs: Double)
     /// QEMU has stopped the guest and sends the last pages.
     case lastRoundBegan
@@ -54,8 +55,10 @@ public struct FlowOptions: Sendable {
     public var holdsHotPages = true
     /// Compare all pages by digest before the switch, and send again what differs. Prolongs the pause.
     public var verifies = false
-    /// What stays at the source when the guest moves, to be fetched from there; direct port only.
+    /// What stays at the source when the guest moves, to be fetched from there.
     public var pull = Pull.nothing
+    /// Stream port: the RAM blocks of which pages may stay; nil: none. What is not in them travels before the guest moves.
+    public var fetchable: Layout?
 
     public enum Pull: Sendable, Equatable {
         /// The guest moves when everything is at the destination.
@@ -92,6 +95,7 @@ public final class SourceFlow: Sendable {
     private let readerCounters = LaneCounters()
     private let directCounters = LaneCounters()
     private let hotPages: StreamSource.Hold?
+    private let keepOrder: KeepOrder?
     private let docks: [LaneDock]
     private let loss = LossReport()
     private let report: @Sendable (SourceFlowEvent) -> Void
@@ -118,8 +122,11 @@ public final class SourceFlow: Sendable {
         switch port {
         case .stream:
             direct = nil
+            keepOrder =
+                options.pull == .nothing
+                ? nil : options.fetchable.map { KeepOrder($0, atOnce: options.pull == .everything) }
             hotPages =
-                options.holdsHotPages
+                options.holdsHotPages && options.pull != .everything
                 ? StreamSource.Hold(maxDowntimeMs: options.maxDowntimeMs, lanes: counters, counters: HoldCounters())
                 : nil
             self.report = { event in
@@ -131,6 +138,7 @@ public final class SourceFlow: Sendable {
             }
         case .direct(let memory):
             hotPages = nil
+            keepOrder = nil
             self.report = report
             guest.update { $0 = memory.reader }
             direct = StreamSource.DirectPages(memory: memory, orders: DirectOrders())
@@ -168,7 +176,8 @@ public final class SourceFlow: Sendable {
         qemu.update { $0 = socket }
         if isOver { return socket.shutDown() }
         _ = try WorkerThread("apus-source") { [self] in
-            var source = StreamSource(socket, queues, control, readerCounters, direct: direct, hold: hotPages, report)
+            var source = StreamSource(
+                socket, queues, control, readerCounters, direct: direct, hold: hotPages, keep: keepOrder, report)
             do throws(FlowFailure) { try source.run() } catch { fail(error) }
             for queue in queues { queue.queue.close() }
         }
@@ -176,6 +185,9 @@ public final class SourceFlow: Sendable {
 
     /// QEMU, which sends pages that are dropped, is held no more: it stops the guest when little is left to it. Direct port.
     public func letQemuFinish() { direct?.orders.letQemuFinish() }
+
+    /// What QEMU sends from now on stays here, to be fetched when the guest runs at the destination. Stream port.
+    public func keepRest() { keepOrder?.give() }
 
     /// Bytes of the return path for the source's QEMU.
     public func writeReturnPath(_ bytes: [UInt8]) throws(SystemError) { try qemu.read { $0 }?.write(bytes.rawBytes) }

@@ -90,37 +90,49 @@ public final class PullDestination: Sendable {
     /// The source's last word on its memory; everything sent before is installed. The guest does not run yet.
     ///
     /// Empties what is missing, notes it, and from then on answers whoever touches it.
-    /// - Parameter windows: the blocks of `layout`, in order.
-    func flip(missing: PageSet, _ windows: [GuestWindow]) throws(FlowFailure) {
+    /// - Parameter ports: the blocks of `layout`, in order.
+    func flip(missing: PageSet, _ ports: [BlockPort]) throws(FlowFailure) {
         for index in 0..<missing.wordCount { words[index] = missing[word: index] }
         do throws(InjectionError) { try pager.arm() } catch {
             throw FlowFailure("pager", "Missing pages of the VM could not be watched: \(error).")
         }
-        var page: PageNumber = 0
-        while let run = missing.nextStripeRun(from: page, to: missing.pageCount) {
-            page = run.first + PageNumber(run.count)
-            var first = run.first
-            while first < page, let index = layout.block(of: first) {
-                let block = layout.blocks[index]
-                let count = min(page, block.firstPage + block.pageCount) - first
-                try wrap("install") { () throws(SystemError) in
-                    try windows[index].punch(
-                        at: UInt64(first - block.firstPage) * UInt64(Limits.pageBytes),
-                        byteCount: UInt64(count) * UInt64(Limits.pageBytes))
+        try empty(missing, ports)
+        try begin(missing)
+    }
+
+    private func empty(_ missing: PageSet, _ ports: [BlockPort]) throws(FlowFailure) {
+        var ofProcess: [Pager.Area] = []
+        for (index, block) in layout.blocks.enumerated() {
+            var page = block.firstPage
+            let end = page + block.pageCount
+            while let run = missing.nextRun(from: page, to: end) {
+                page = run.upperBound
+                let offset = UInt64(run.lowerBound - block.firstPage) * UInt64(Limits.pageBytes)
+                let byteCount = UInt64(run.count) * UInt64(Limits.pageBytes)
+                switch ports[index] {
+                case .mapped(let window):
+                    try wrap("install") { () throws(SystemError) in try window.punch(at: offset, byteCount: byteCount) }
+                case .process(let window):
+                    ofProcess.append(Pager.Area(address: window.address + offset, byteCount: byteCount))
+                case .stream:
+                    throw FlowFailure("install", "RAM block \(block.name) is not found on this host any more.")
                 }
-                first += count
             }
         }
-        try begin(missing)
+        do throws(InjectionError) { try pager.empty(ofProcess) } catch {
+            throw FlowFailure("pager", "Missing pages of the VM could not be taken out of its memory: \(error).")
+        }
     }
 
     /// Goes on where an agent that was killed has stopped.
     ///
-    /// - Parameter windows: the blocks of `layout`, in order.
-    public func takeOver(_ windows: [GuestWindow]) throws(FlowFailure) {
+    /// - Parameter ports: the blocks of `layout`, in order.
+    public func takeOver(_ ports: [BlockPort]) throws(FlowFailure) {
         var missing = PageSet(pageCount: layout.pageCount)
         for index in 0..<missing.wordCount { missing[word: index] = words[index] }
-        for (block, window) in zip(layout.blocks, windows) {
+        for (block, port) in zip(layout.blocks, ports) {
+            // Of private memory what is there already comes once more, and is left alone.
+            guard case .mapped(let window) = port else { continue }
             for range in try wrap("install", { () throws(SystemError) in try window.dataRanges() }) {
                 let first = range.lowerBound / UInt64(Limits.pageBytes)
                 let end = (range.upperBound + UInt64(Limits.pageBytes) - 1) / UInt64(Limits.pageBytes)

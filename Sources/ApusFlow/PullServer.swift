@@ -15,6 +15,8 @@ internal import ApusWire
 /// destination says on every new connection what it lacks.
 public final class PullServer: Sendable {
     private let reader: GuestReader
+    /// Pages are in the memory of QEMU's process alone: they end with it.
+    public let needsQemu: Bool
     private let bytesPerS: Double?
     private let counters = LaneCounters()
     private let report: @Sendable () -> Void
@@ -27,13 +29,15 @@ public final class PullServer: Sendable {
     public static let pushLane: UInt16 = 1
 
     /// - Parameters:
-    ///   - windows: the blocks of `layout`, in order. They stay mapped here: pages can be given even when QEMU has gone.
+    ///   - ports: the blocks of `layout`, in order: each mapped here, so that pages can be given even when QEMU has gone, or in
+    ///     the memory of QEMU's process.
     ///   - bytesPerS: upper bound for what nobody waits for; nil: none.
     ///   - linkLost: a connection broke; called from any thread, must not block.
     public init(
-        layout: Layout, windows: [GuestWindow], bytesPerS: Double?, linkLost: @escaping @Sendable () -> Void
+        layout: Layout, ports: [BlockPort], bytesPerS: Double?, linkLost: @escaping @Sendable () -> Void
     ) {
-        reader = GuestReader(layout, windows.map { .mapped($0) })
+        reader = GuestReader(layout, ports)
+        needsQemu = !ports.allSatisfy { if case .mapped = $0 { true } else { false } }
         self.bytesPerS = bytesPerS
         report = linkLost
     }

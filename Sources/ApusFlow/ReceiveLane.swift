@@ -44,6 +44,17 @@ final class DestinationState: Sendable {
             }
             self.patchable = patchable
         }
+
+        /// The ports of some of the blocks, in their order; nil: one of them is not here.
+        func ports(of wanted: Layout) -> [BlockPort]? {
+            var chosen: [BlockPort] = []
+            for block in wanted.blocks {
+                let index = layout.blocks.firstIndex { $0.name == block.name && $0.byteCount == block.byteCount }
+                guard let index else { return nil }
+                chosen.append(ports[index])
+            }
+            return chosen
+        }
     }
     private struct Content {
         var prologue: Prologue?

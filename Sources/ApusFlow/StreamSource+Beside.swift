@@ -1,4 +1,3 @@
-internal import ApusFabric
 internal import ApusMemory
 internal import ApusWire
 
@@ -58,12 +57,7 @@ extension StreamSource {
             }
         }
         guard direct.orders.waitForLast() else { throw FlowFailure("link", "The lanes have stopped.") }
-        guard let rest = direct.orders.rest else { return }
-        // Behind the fence: no lane writes into guest RAM any more when the destination empties these pages.
-        try sendFence()
-        for piece in ResidencePayload.pieces(rest) where !control.send(.init(.residence, epoch: epoch, piece)) {
-            throw FlowFailure("link", "The control connection to the destination is closed.")
-        }
+        if let rest = direct.orders.rest { try announce(rest: rest) }
     }
 
     private static func wrongSide(_ block: String, _ what: String) -> FlowFailure {

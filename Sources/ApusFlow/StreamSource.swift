@@ -36,7 +36,7 @@ struct StreamSource: ~Copyable, Sendable {
     private let report: @Sendable (SourceFlowEvent) -> Void
     var reader = QemuStreamReader()
     private var buffer = PageBuffer(byteCount: 512 << 10)
-    private var layout: Layout?
+    private(set) var layout: Layout?
     /// The batch that is being filled for each lane.
     private var open: BatchSlots
     /// Bytes that wait to go to the destination's QEMU.
@@ -82,16 +82,21 @@ struct StreamSource: ~Copyable, Sendable {
     private let hold: Hold?
     /// nil: none are kept back, or the layout is not known yet.
     private var held: HeldPages?
+    /// When pages begin to stay; nil: never.
+    let keepOrder: KeepOrder?
+    /// nil: all pages travel, as yet.
+    var kept: KeptPages?
 
     private static let streamFrameBytes = FrameHeader.lengthMax(of: .stream)
 
     init(
         _ qemu: Socket, _ lanes: [LaneQueue], _ control: ControlOutlet, _ counters: LaneCounters, direct: DirectPages?,
-        hold: Hold?, _ report: @escaping @Sendable (SourceFlowEvent) -> Void
+        hold: Hold?, keep: KeepOrder?, _ report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) {
         self.qemu = qemu
         self.direct = direct
         self.hold = hold
+        keepOrder = keep
         self.lanes = lanes
         self.control = control
         self.counters = counters
@@ -115,6 +120,7 @@ struct StreamSource: ~Copyable, Sendable {
             counters.cpuNs.set(Instant.threadCPUNs())
             if count == 0 { return try finish(left: end - start) }
             end += count
+            if let keepOrder, keepOrder.isGiven { try beginKeeping() }
             start += try consume(start..<end)
             if reader.isOpaque { try flushPending() }
         }
@@ -162,12 +168,14 @@ struct StreamSource: ~Copyable, Sendable {
             try besideDirect(block, offset, range)
         case .page(let block, let offset):
             let number = try number(block, offset)
+            if kept?.keep(number, of: block) ?? false { return }
             let bytes = range.upperBound - Limits.pageBytes..<range.upperBound
             if Self.keep(&held, number, buffer, bytes) { return }
             try travel(number, startsBlock: offset == 0, bytes)
         case .zero(let block, let offset):
             let number = try number(block, offset)
             held?.cancel(number)
+            kept?.letGo(number, of: block)
             try travel(number, startsBlock: offset == 0, nil)
         case .blockList:
             try learnLayout()
@@ -178,6 +186,8 @@ struct StreamSource: ~Copyable, Sendable {
         case .sectionPart(_, kind: .ram):
             part = .silent(head: bytes(range))
         case .sectionEnd(_, kind: .ram):
+            // QEMU may be quicker than the order.
+            try beginKeeping()
             try flushPending()
             epoch += 1
             countHeld()
@@ -187,6 +197,7 @@ struct StreamSource: ~Copyable, Sendable {
             forward(range)
         case .sectionFull where reader.isOpaque:
             try finishDirect()
+            try finishKeeping()
             try sendFence()
             forward(range)
         case .endOfRecords:
@@ -276,16 +287,28 @@ struct StreamSource: ~Copyable, Sendable {
 
     private mutating func releaseHeld() throws(FlowFailure) {
         guard let layout else { return }
-        try Self.release(&held, &open, lanes, layout)
+        try Self.release(&held, &kept, &open, lanes, layout)
+    }
+
+    /// No page is held back any more.
+    mutating func stopHolding() throws(FlowFailure) {
+        held?.close()
+        try releaseHeld()
+        hold?.counters.coldPages.set(0)
+        countAbsorbed()
+        held = nil
     }
 
     private static func release(
-        _ held: inout HeldPages?, _ open: inout BatchSlots, _ lanes: [LaneQueue], _ layout: Layout
+        _ held: inout HeldPages?, _ kept: inout KeptPages?, _ open: inout BatchSlots, _ lanes: [LaneQueue],
+        _ layout: Layout
     ) throws(FlowFailure) {
         try held?.release { (page, bytes) throws(FlowFailure) in
+            guard let block = layout.block(of: page) else { preconditionFailure("held pages are of the VM") }
+            if kept?.keep(page, of: block) ?? false { return }
             let lane = laneIndex(of: page, lanes: lanes.count)
             try makeRoom(&open, lanes, page, .raw, lane)
-            let startsBlock = layout.block(of: page).map { layout.blocks[$0].firstPage == page } ?? false
+            let startsBlock = layout.blocks[block].firstPage == page
             open.add(page, bytes, startsBlock: startsBlock, lane)
             if open.isFull(lane) { try flush(&open, lanes, lane) }
         }
@@ -319,7 +342,7 @@ struct StreamSource: ~Copyable, Sendable {
         if lanes[lane].queue.send(.batch(batch)) != nil { throw FlowFailure("link", "Lane \(lane) has stopped.") }
     }
 
-    private mutating func flushBatches() throws(FlowFailure) {
+    mutating func flushBatches() throws(FlowFailure) {
         for lane in 0..<lanes.count { try flush(lane) }
     }
 
@@ -379,5 +402,8 @@ struct StreamSource: ~Copyable, Sendable {
             throw FlowFailure("link", "The control connection to the destination is closed.")
         }
         report(.layoutKnown(layout))
+        guard let keepOrder, keepOrder.isGiven else { return }
+        try beginKeeping()
+        report(.converged(predictedDowntimeMs: SwitchGate.fixedMs))
     }
 }

@@ -65,6 +65,13 @@ public struct SwitchGate: Sendable {
             remainingMs: net > 0 ? sample.remainingBytes / net * 1000 + Self.fixedMs : nil)
     }
 
+    /// True once, when a round has not made less of what is left: no pause will ever fit, and what is left can be fetched.
+    public mutating func opensFlat() -> Bool {
+        guard !isOpen, lastRound >= 2, !isShrinking else { return false }
+        isOpen = true
+        return true
+    }
+
     /// True once, at the moment when the VM should be stopped.
     public mutating func shouldOpen(_ sample: GateSample) -> Bool {
         if isOpen { return false }

@@ -84,13 +84,17 @@ public struct ApusPeer: Sendable {
     /// `link.reconnectS` of both agents; nil: the default.
     public var reconnectS: Double?
 
+    /// `ramDirectory` of both agents; nil: the default. One without room leaves guest RAM private to QEMU.
+    public var ramDirectory: String?
+
     /// The agent's configuration file; nil: it needs none.
     var configuration: String? {
         let link = [lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" }].compactMap(\.self)
         let migrate = [
             holdsHotPages ? nil : "  holdHotPages: false\n", lineTableMiB.map { "  lineTableMiB: \($0)\n" },
         ].compactMap(\.self)
-        let text = [("link", link), ("migrate", migrate)].map { $1.isEmpty ? "" : "\($0):\n" + $1.joined() }.joined()
+        let sections = [("link", link), ("migrate", migrate)].map { $1.isEmpty ? "" : "\($0):\n" + $1.joined() }
+        let text = (ramDirectory.map { "ramDirectory: \($0)\n" } ?? "") + sections.joined()
         return text.isEmpty ? nil : text
     }
 

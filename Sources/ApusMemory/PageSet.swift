@@ -59,6 +59,16 @@ public struct PageSet: Equatable, Sendable {
         return nil
     }
 
+    /// The first run of members at or behind `start` and before `end`, of any length.
+    public func nextRun(from start: PageNumber, to end: PageNumber) -> Range<PageNumber>? {
+        guard let first = nextStripeRun(from: start, to: end) else { return nil }
+        var next = first.first + PageNumber(first.count)
+        while next & 63 == 0, let more = nextStripeRun(from: next, to: end), more.first == next {
+            next += PageNumber(more.count)
+        }
+        return first.first..<next
+    }
+
     public var count: Int { words.reduce(0) { $0 + $1.nonzeroBitCount } }
 
     /// Words of 64 pages each, the lowest page as the lowest bit.

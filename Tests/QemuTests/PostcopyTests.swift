@@ -10,17 +10,24 @@ extension RealGuests {
         private static let vm = "g"
 
         private func with(
-            _ program: String, rate: UInt64, _ body: (_ source: Agent, _ destination: Agent) async throws -> Void
+            _ program: String, rate: UInt64, _ workload: Workload = FaultStage.workload, adopts: Bool = false,
+            ramDirectory: String? = nil,
+            _ body: (_ source: Agent, _ destination: Agent) async throws -> Void
         ) async throws {
             try await Lab.with { lab in
                 let pair = try await HostPair.make(in: lab, rate: rate)
-                let peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
+                var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
+                peer.ramDirectory = ramDirectory
                 let source = try await Agent.start("a", peer, pair.source, lab, port: 4600)
                 let destination = try await Agent.start("b", peer, pair.destination, lab, port: 4601)
                 let image = try GuestImage.find()
                 let accelerator = await Accelerator.probe(qemu: program, image: image)
-                let console = try await source.run(
-                    FaultStage.workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator)
+                let console =
+                    adopts
+                    ? try await source.adopt(
+                        workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator, in: lab)
+                    : try await source.run(
+                        workload, as: Self.vm, qemu: program, image: image, accelerator: accelerator)
                 lab.later("console") { await console.close() }
                 try await console.verdicts(1, seconds: 90)
                 try await body(source, destination)
@@ -66,6 +73,51 @@ extension RealGuests {
                 let back = try await move(destination, to: source, [])
                 #expect(back.phase == .completed && back.summary?.port == .direct, "\(back)")
                 try await expectProof(at: source)
+            }
+        }
+
+        /// Private at both ends: what is missing is dropped within the destination's process.
+        @Test(
+            .timeLimit(.minutes(4)),
+            arguments: zip([QemuProgram.installed, QemuProgram.newer].compactMap(\.self), ["hybrid", "postcopy"]))
+        func memoryThatIsPrivateAtBothEndsFollows(program: String, mode: String) async throws {
+            // No room for a file.
+            try await with(program, rate: 300_000_000, ramDirectory: "/proc") { source, destination in
+                let job = try await move(source, to: destination, ["--mode", mode])
+                #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
+                let pull = try #require(job.summary?.pull)
+                print("private at both ends, \(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
+                #expect(job.summary?.installed["pc.ram"] == "process")
+                #expect(mode == "postcopy" ? pull.missingPages > 10_000 : pull.missingPages > 0)
+                #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
+                try await expectProof(at: destination)
+                #expect(try await userfaultfds(in: destination) == 0)
+            }
+        }
+
+        /// Private RAM, by `-m` of a QEMU that was adopted or by a backend of the command, is read from the process of the
+        /// stopped QEMU, which has migrated as it always does.
+        @Test(
+            .timeLimit(.minutes(4)),
+            arguments: [QemuProgram.installed, QemuProgram.newer].compactMap(\.self), ["postcopy", "hybrid"])
+        func aGuestWithPrivateMemoryIsFollowedByIt(program: String, mode: String) async throws {
+            let adopts = mode == "hybrid"
+            var workload = FaultStage.workload
+            workload.ram = adopts ? .plain : .anonymous
+            try await with(program, rate: 1_000_000_000, workload, adopts: adopts) { source, destination in
+                let job = try await move(source, to: destination, ["--mode", mode])
+                #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
+                let pull = try #require(job.summary?.pull)
+                print("private, \(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
+                #expect(mode == "postcopy" ? pull.missingPages > 10_000 : pull.missingPages < 10_000)
+                #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
+                #expect(mode == "hybrid" || (pull.faults > 0 && pull.stallMs > 0))
+                // What QEMU sent to be dropped did not travel.
+                let wireBytes = job.summary?.wireBytes ?? 0
+                #expect(mode == "hybrid" || wireBytes < pull.missingPages * 4096 * 11 / 10, "\(wireBytes) bytes")
+                try await expectProof(at: destination)
+                #expect(try await userfaultfds(in: destination) == 0)
+                #expect(!destination.machineFiles().contains { $0.contains("pull.") || $0.contains("journal") })
             }
         }
     }

@@ -6,7 +6,10 @@ public struct LaunchPlan: Sendable, Equatable {
         /// A new VM.
         case run
         /// A QEMU that waits to be filled, paused, with exactly this machine type.
-        case incoming(machineType: String)
+        ///
+        /// `owningMemory`: some of it will be fetched when the guest runs already, so RAM that the command wants private is put
+        /// into shared files all the same, if there is room.
+        case incoming(machineType: String, owningMemory: Bool = false)
     }
 
     /// What the host offers.
@@ -51,15 +54,17 @@ public struct LaunchPlan: Sendable, Equatable {
         }
         var line = try QemuCommandLine(
             template.map { $0.replacing(MachineDefinition.runPlaceholder, with: place.runDirectory) })
+        var owningMemory = false
         switch purpose {
         case .run:
             try Self.refuse(in: line)
-        case .incoming(let type):
+        case .incoming(let type, let owns):
+            owningMemory = owns
             line.remove("incoming", "S", "daemonize", "pidfile")
             line.setMachineOption("type", type)
         }
         if !line.has("name") { line.add("name", name) }
-        let (shared, note) = Self.shareRAM(in: &line, bytes: ramBytes, place: place)
+        let (shared, note) = Self.shareRAM(in: &line, bytes: ramBytes, place: place, evenChosen: owningMemory)
         line.add("qmp", "unix:\(qmp.replacing(",", with: ",,")),server=on,wait=off")
         if case .incoming = purpose {
             line.add("incoming", "defer")
@@ -90,9 +95,12 @@ public struct LaunchPlan: Sendable, Equatable {
     /// Makes guest RAM a shared file under the machine's default id, so that it agrees with a peer started by plain
     /// `-m` and the agent can install pages itself. Returns whether it did, and why not.
     private static func shareRAM(
-        in line: inout QemuCommandLine, bytes: UInt64, place: Place
+        in line: inout QemuCommandLine, bytes: UInt64, place: Place, evenChosen: Bool
     ) -> (shared: Bool, note: String?) {
-        if line.choosesMemory { return (false, nil) }
+        if line.choosesMemory {
+            guard evenChosen, place.ramRoomBytes >= bytes else { return (false, nil) }
+            return (line.shareMemory(in: place.ramDirectory), nil)
+        }
         guard let id = place.defaultRAMID else {
             return (false, "Guest RAM stays private to QEMU: this machine type takes no memory backend.")
         }

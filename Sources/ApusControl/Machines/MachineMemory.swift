@@ -121,7 +121,7 @@ extension MachineMemory {
     struct Locator: Sendable {
         private let pid: Int32
         private let maps: [MappedRange]
-        private let infos: [RAMBlockInfo]
+        let infos: [RAMBlockInfo]
 
         init(_ machine: Machine) async {
             pid = machine.pid

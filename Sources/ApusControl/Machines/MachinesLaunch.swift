@@ -25,7 +25,7 @@ extension Machines {
         let draft = MachineDefinition(
             name: request.name, command: request.command, workingDirectory: request.workingDirectory,
             machineType: line.machineType ?? "", ramBytes: ramBytes, vcpus: 1, qemuVersion: "", origin: .run)
-        let machine = try await launch(draft, incoming: false)
+        let machine = try await launch(draft, .run)
         do {
             try await enter(machine, phase: .resident, qmpPath: machine.qmp.path, job: nil)
         } catch {
@@ -39,14 +39,18 @@ extension Machines {
     /// Starts a QEMU that waits, paused, to be filled with this VM; it listens nowhere until told by
     /// `migrate-incoming`.
     ///
+    /// - Parameter owningMemory: see ``LaunchPlan/Purpose``.
     /// - Throws: `Problem` as `run`, and `memory-lacking`, `machine-type-missing`; `CancellationError`.
-    public func launchIncoming(_ definition: MachineDefinition, job: String) async throws -> Machine {
+    public func launchIncoming(
+        _ definition: MachineDefinition, job: String, owningMemory: Bool = false
+    ) async throws -> Machine {
         try await reserve(definition.name)
         defer { reserved.remove(definition.name) }
         try HostMemory.check(vm: definition.name, bytes: definition.ramBytes, promised: promisedBytes)
         var arriving = definition
         arriving.origin = .migrated
-        let machine = try await launch(arriving, incoming: true)
+        let machine = try await launch(
+            arriving, .incoming(machineType: definition.machineType, owningMemory: owningMemory))
         do {
             try await enter(machine, phase: .incoming, qmpPath: machine.qmp.path, job: job)
         } catch {
@@ -63,22 +67,23 @@ extension Machines {
         }
     }
 
-    private func launch(_ draft: MachineDefinition, incoming: Bool) async throws -> Machine {
+    private func launch(_ draft: MachineDefinition, _ purpose: LaunchPlan.Purpose) async throws -> Machine {
         let line = try QemuCommandLine(draft.command)
         let (directory, directoryNote) = workingDirectory(of: draft)
         let binary = try await catalog.binary(launcher: line.launcher, workingDirectory: directory)
-        let wanted = incoming ? draft.machineType : line.machineType
+        let isIncoming = purpose != .run
+        let wanted = isIncoming ? draft.machineType : line.machineType
         guard let type = binary.machineType(wanted) else {
             throw Problem(
                 "machine-type-missing",
                 "QEMU \(binary.version) on this host has no machine type \(wanted ?? "by default") that \(draft.name) needs.",
-                advice: incoming ? "Install a QEMU at least as new as the source's (\(draft.qemuVersion))." : nil)
+                advice: isIncoming ? "Install a QEMU at least as new as the source's (\(draft.qemuVersion))." : nil)
         }
         let run = try makeRunDirectory(ofVM: draft.name)
         do {
             let plan = try LaunchPlan(
                 name: draft.name, command: draft.command, ramBytes: draft.ramBytes,
-                purpose: incoming ? .incoming(machineType: draft.machineType) : .run,
+                purpose: purpose,
                 place: .init(
                     runDirectory: run, ramDirectory: config.ramDirectory,
                     ramRoomBytes: (try? FileSystemRoom.available(path: config.ramDirectory)) ?? 0,

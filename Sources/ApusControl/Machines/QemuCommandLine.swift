@@ -151,6 +151,39 @@ extension QemuCommandLine {
         return values(of: "object").contains { Self.objectType($0)?.hasPrefix("memory-backend-") == true }
     }
 
+    /// Puts the memory of each private backend (`memory-backend-ram`) into a shared file; what else the backend is told stays.
+    ///
+    /// - Returns: whether there was one.
+    public mutating func shareMemory(in directory: String) -> Bool {
+        var isShared = false
+        for index in arguments.indices {
+            guard case .option("object", let value?) = arguments[index],
+                Self.objectType(value) == "memory-backend-ram", let shared = Self.shared(value, in: directory)
+            else { continue }
+            arguments[index] = .option(name: "object", value: shared)
+            isShared = true
+        }
+        return isShared
+    }
+
+    private static func shared(_ value: String, in directory: String) -> String? {
+        guard value.hasPrefix("{") else {
+            var backend = KeyValueList(value, implied: "qom-type")
+            backend["qom-type"] = "memory-backend-file"
+            backend["mem-path"] = directory
+            backend["share"] = "on"
+            return backend.text(implied: "qom-type")
+        }
+        guard var backend = try? JSONSerialization.jsonObject(with: Data(value.utf8)) as? [String: Any] else {
+            return nil
+        }
+        backend["qom-type"] = "memory-backend-file"
+        backend["mem-path"] = directory
+        backend["share"] = true
+        return (try? JSONSerialization.data(withJSONObject: backend, options: [.sortedKeys, .withoutEscapingSlashes]))
+            .map { String(decoding: $0, as: UTF8.self) }
+    }
+
     /// `-object` takes `TYPE,…` or JSON.
     static func objectType(_ value: String) -> String? {
         guard value.hasPrefix("{") else { return KeyValueList(value, implied: "qom-type")["qom-type"] }

@@ -18,7 +18,7 @@ import Logging
 struct PullFiles: Codable, Sendable {
     var token: String
     /// In the order of the source's layout.
-    var blocks: [DirectAccess.Block]
+    var blocks: [OwnedBlock]
 
     private static func path(_ runDirectory: String) -> String { runDirectory + "/pull.json" }
     static func journalPath(_ runDirectory: String) -> String { runDirectory + "/pager.journal" }
@@ -44,21 +44,6 @@ struct PullFiles: Codable, Sendable {
 }
 
 extension DirectAccess {
-    /// The blocks that a source owns, as they are here.
-    ///
-    /// - Throws: `Obstacle`.
-    func matching(offered: [(name: String, byteCount: UInt64)]) throws(Obstacle) -> DirectAccess {
-        var matching = self
-        matching.blocks = []
-        for wanted in offered {
-            guard let block = blocks.first(where: { $0.name == wanted.name && $0.byteCount == wanted.byteCount }) else {
-                throw Obstacle("RAM block \(wanted.name) of \(wanted.byteCount) bytes cannot be owned here.")
-            }
-            matching.blocks.append(block)
-        }
-        return matching
-    }
-
     func windows() throws -> [GuestWindow] {
         try blocks.map { block in
             try GuestWindow(
@@ -73,30 +58,43 @@ extension IncomingMigration {
 
     /// Makes ready for missing pages, before the first page comes.
     ///
-    /// - Returns: why that cannot be; nil: it can.
-    func preparePull(_ offer: MigrationOffer, _ machine: Machine, _ token: Token) async throws -> String? {
-        guard let blocks = offer.options["directBlocks"].flatMap(DirectAccess.parse(offered:)) else {
-            return "The source's list of RAM blocks cannot be read."
-        }
-        let access: DirectAccess
+    /// - Returns: the terms, with what has come of it.
+    func preparePull(
+        _ offer: MigrationOffer, _ machine: Machine, _ token: Token, _ terms: TransferTerms
+    ) async throws -> TransferTerms {
+        var terms = terms
+        let blocks: [OwnedBlock]
         do throws(DirectAccess.Obstacle) {
-            access = try DirectAccess(await DirectAccess.examine(machine)).matching(offered: blocks)
-        } catch { return "At the destination: \(error)" }
-        guard let layout = access.layout else { return "Its RAM blocks are not usable." }
+            let text = offer.options[terms.direct ? "directBlocks" : "pullBlocks"]
+            guard let offered = text.flatMap(DirectAccess.parse(offered:)) else {
+                throw DirectAccess.Obstacle("The source's list of RAM blocks cannot be read.")
+            }
+            blocks = try await OwnedBlock.find(offered, in: machine)
+            // What cannot be owned here travels before the guest moves, unless it is to come by the direct port.
+            if terms.direct, blocks.count < offered.count {
+                throw DirectAccess.Obstacle("Not all of the source's RAM blocks can be owned here.")
+            }
+        } catch {
+            terms.pulls = false
+            terms.reason = "At the destination: \(error)"
+            return terms
+        }
+        guard let layout = blocks.layout else { preconditionFailure("QEMU's own blocks make a layout") }
         let runDirectory = machine.runDirectory
         let report = pullReport
-        try PullFiles(token: token.text, blocks: access.blocks).write(runDirectory)
+        try PullFiles(token: token.text, blocks: blocks).write(runDirectory)
         pull = try await offPool("apus-pager") {
             let pager = try Pager.enter(
                 pid: machine.pid,
-                areas: access.blocks.map { Pager.Area(address: $0.address, byteCount: $0.byteCount) },
-                journal: PullFiles.journalPath(runDirectory))
+                areas: blocks.map(\.area), journal: PullFiles.journalPath(runDirectory))
             let words = try PullFiles.read(runDirectory)?.words(runDirectory, layout)
             guard let words else { throw SystemError("open", code: 2) }
             return PullDestination(layout: layout, pager: pager, words: words, report: report)
         }
         expectPull(token)
-        return nil
+        terms.pulls = true
+        terms.pulledBlocks = terms.direct ? nil : blocks.offered
+        return terms
     }
 
     /// Takes up what an agent that was killed has left; tried again at every beat until it can be done.
@@ -113,14 +111,13 @@ extension IncomingMigration {
             guard let files = PullFiles.read(runDirectory), let token = Token(text: files.token) else {
                 throw Problem("pull-files", "\(runDirectory)/pull.json cannot be read.")
             }
-            let access = DirectAccess(blocks: files.blocks, usesDirectIO: false)
             pull = try await offPool("apus-pager") {
-                guard let layout = access.layout, let pager = try Pager.takeOver(journal: journal) else {
+                guard let layout = files.blocks.layout, let pager = try Pager.takeOver(journal: journal) else {
                     throw Problem("pull-files", "\(journal) cannot be used.")
                 }
                 let pull = PullDestination(
                     layout: layout, pager: pager, words: try files.words(runDirectory, layout), report: report)
-                try pull.takeOver(try access.windows())
+                try pull.takeOver(try files.blocks.map { try $0.port(pid: pager.pid) })
                 return pull
             }
             self.token = token

@@ -219,16 +219,14 @@ actor IncomingMigration {
             else {
                 throw Problem("peer-message", "The source's offer of \(offer.vm) cannot be read.")
             }
-            let machine = try await services.machines.launchIncoming(definition, job: job)
+            let machine = try await services.machines.launchIncoming(
+                definition, job: job, owningMemory: offer.options["pull"] != nil)
             self.machine = machine
             watchMachine()
             status.notes += machine.launchNotes
             let memory = await MachineMemory.Locator(machine)
             var terms = Self.terms(offer, memory)
-            if terms.direct, offer.options["pull"] != nil {
-                terms.reason = try await preparePull(offer, machine, token)
-                terms.pulls = terms.reason == nil
-            }
+            if offer.options["pull"] != nil { terms = try await preparePull(offer, machine, token, terms) }
             let flow = try await startFlow(machine, memory, lanes: lanes, direct: terms.direct)
             self.flow = flow
             self.token = token

@@ -96,6 +96,7 @@ public actor Migrations {
 
     private func offer(_ migration: OutgoingMigration, _ machine: Machine) async throws -> MigrationOffer {
         let direct = try await migration.choosePort(machine)
+        let fetchable = try await migration.offerFetchable(machine)
         let definition = try SessionRow.encode(machine.definition)
         guard definition.utf8.count <= Self.definitionBytesMax else {
             throw Problem(
@@ -110,6 +111,7 @@ public actor Migrations {
             options: [
                 "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
                 "directBlocks": direct?.offered, "pull": await migration.pull == .nothing ? nil : "1",
+                "pullBlocks": fetchable,
             ].compactMapValues { $0 }, reconnectS: config.link.reconnectS > 0 ? config.link.reconnectS : nil)
     }
 

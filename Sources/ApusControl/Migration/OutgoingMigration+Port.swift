@@ -35,9 +35,6 @@ extension OutgoingMigration {
             }
             return access
         } catch {
-            if pull != .nothing, let mode = request.mode {
-                throw Self.pullNotPossible(machine.name, mode, "\(error)")
-            }
             guard request.port != .direct else { throw Self.portNotPossible(machine.name, "\(error)") }
             status.notes.append("\(machine.name) goes by the stream port. \(error)")
             return nil
@@ -92,11 +89,16 @@ extension OutgoingMigration {
             let why = terms.reason ?? "The destination's agent does not know it."
             return post(.localFailed(SessionProblem(Self.pullNotPossible(request.vm, mode, why))))
         }
-        guard memory != nil, !terms.direct else { return }
-        await letGoOfMemory()
-        let why = terms.reason ?? "The destination's agent does not know it."
-        if request.port == .direct { return post(.localFailed(SessionProblem(Self.portNotPossible(request.vm, why)))) }
-        status.notes.append("\(request.vm) goes by the stream port. \(why)")
+        if memory != nil {
+            if terms.direct { return }
+            await letGoOfMemory()
+            let why = terms.reason ?? "The destination's agent does not know it."
+            if request.port == .direct {
+                return post(.localFailed(SessionProblem(Self.portNotPossible(request.vm, why))))
+            }
+            status.notes.append("\(request.vm) goes by the stream port. \(why)")
+        }
+        if pull != .nothing { agreeOnFetchable(terms) }
     }
 
     /// Takes everything out of QEMU again. What cannot be taken out now is left to the next agent, by its journal.

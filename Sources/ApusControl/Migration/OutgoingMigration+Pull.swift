@@ -29,12 +29,6 @@ extension OutgoingMigration {
     /// Why a request makes no sense, before anything is done; nil: it does.
     nonisolated static func refusal(_ request: MigrateRequest) -> Problem? {
         guard let mode = request.mode, mode.pull != .nothing else { return nil }
-        if request.port == .stream {
-            return Problem(
-                "mode-not-possible",
-                "Mode \(mode.rawValue) fetches pages from guest RAM itself, which the stream port cannot.",
-                advice: "Leave --port out, or choose --mode plain or dsm.")
-        }
         if request.verify ?? false {
             return Problem(
                 "mode-not-possible",
@@ -47,19 +41,53 @@ extension OutgoingMigration {
     static func pullNotPossible(_ vm: String, _ mode: MigrationMode, _ why: String) -> Problem {
         Problem(
             "mode-not-possible",
-            "\(vm) cannot move in mode \(mode.rawValue), which needs the direct port on both hosts. \(why)",
+            "\(vm) cannot move in mode \(mode.rawValue), which reads its memory here past QEMU, and owns it there. \(why)",
             advice: "Choose --mode plain or dsm, or give the VM shared memory (memory-backend-file,share=on on tmpfs).")
     }
 
+    /// What may stay here if the VM goes by the stream port.
+    ///
+    /// - Returns: what to offer; nil: nothing is to stay, or not so.
+    /// - Throws: `Problem` `mode-not-possible` when something is to stay and cannot.
+    func offerFetchable(_ machine: Machine) async throws -> String? {
+        guard pull != .nothing, let mode = request.mode, request.port != .direct else { return nil }
+        fetchable = await FetchableMemory(machine).flatMap { $0.isMost(of: machine) ? $0 : nil }
+        if fetchable == nil, memory == nil {
+            throw Self.pullNotPossible(
+                machine.name, mode, "Its RAM is not found for certain in the memory of its QEMU.")
+        }
+        return fetchable?.offered
+    }
+
+    /// The destination says of which blocks pages may be missing there.
+    func agreeOnFetchable(_ terms: TransferTerms) {
+        guard let machine, let mode = request.mode else { return }
+        guard let taken = terms.pulledBlocks.flatMap({ fetchable?.taken($0) }), taken.isMost(of: machine) else {
+            let why = terms.reason ?? "The destination cannot own its RAM."
+            return post(.localFailed(SessionProblem(Self.pullNotPossible(request.vm, mode, why))))
+        }
+        fetchable = taken
+        do { try taken.write(machine.runDirectory) } catch {
+            post(.localFailed(SessionProblem("pull-files", error)))
+        }
+    }
+
     /// The two connections for missing pages, before the guest stops: its devices are loaded with pages missing already.
-    func openService(_ memory: DirectMemory) async throws {
-        let server = makeServer(memory.layout, memory.serverWindows)
+    func openService() async throws {
+        let server: PullServer
+        if let memory {
+            server = makeServer(memory.layout, memory.serverPorts)
+        } else if let fetchable {
+            server = makeServer(fetchable.layout, fetchable.ports)
+        } else {
+            preconditionFailure("what stays was agreed on")
+        }
         self.server = server
         try await dialService(server, token)
     }
 
-    private func makeServer(_ layout: Layout, _ windows: [GuestWindow]) -> PullServer {
-        PullServer(layout: layout, windows: windows, bytesPerS: request.bandwidthMBps.map { $0 * 1e6 }) { [self] in
+    private func makeServer(_ layout: Layout, _ ports: [BlockPort]) -> PullServer {
+        PullServer(layout: layout, ports: ports, bytesPerS: request.bandwidthMBps.map { $0 * 1e6 }) { [self] in
             Task { await self.loseLink() }
         }
     }
@@ -85,12 +113,22 @@ extension OutgoingMigration {
         do {
             if server == nil, isPastCommit { server = try await recoverServer() }
             guard let server else { return }
+            if server.needsQemu, machine?.exit != nil { throw SessionProblem.pagesLost(request.vm) }
             if !server.isConnected { try await dialService(server, token) }
         } catch let problem as SessionProblem {
             post(.serviceImpossible(problem))
         } catch {
             link?.cut()
         }
+    }
+
+    /// The source QEMU has ended. What is only in its memory, and was not sent, is gone with it: until the commit point a
+    /// destination that lacks it has no copy, whatever it has loaded; afterwards its next question for pages finds out.
+    func loseQemu() {
+        guard let server, server.needsQemu else { return post(.qemuDied(watched: true)) }
+        if case .serving = session.state { return }
+        post(.qemuFailed("it ended, and with it pages of its guest that had not been sent."))
+        post(.qemuDied(watched: true))
     }
 
     /// The stopped guest's RAM cannot change any more.
@@ -111,21 +149,27 @@ extension OutgoingMigration {
         await observeQemu()
         guard let machine, machine.exit == nil else {
             if case .unresponsive = await services.machines.recover(request.vm, job: job) { return nil }
-            throw SessionProblem(
-                "pages-lost",
-                "The source QEMU of \(request.vm) has ended while no agent held its memory: the pages that were not sent yet are gone.",
-                advice:
-                    "The VM there stays incomplete: give it up with `apus job resolve JOB --revert`, and restore it.")
+            throw SessionProblem.pagesLost(request.vm)
         }
         await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
         do {
+            if let left = try await FetchableMemory.left(machine) { return makeServer(left.layout, left.ports) }
             let access = try DirectAccess(await DirectAccess.examine(machine))
             guard let layout = access.layout else { throw DirectAccess.Obstacle("Its RAM blocks are not usable.") }
-            return makeServer(layout, try access.windows())
+            return makeServer(layout, try access.windows().map { .mapped($0) })
         } catch {
             logger.warning("serve: \(error)", metadata: ["job": "\(job)"])
             return nil
         }
+    }
+}
+
+extension SessionProblem {
+    static func pagesLost(_ vm: String) -> SessionProblem {
+        SessionProblem(
+            "pages-lost",
+            "The source QEMU of \(vm) has ended while no agent held its memory: the pages that were not sent yet are gone.",
+            advice: "The VM there stays incomplete: give it up with `apus job resolve JOB --revert`, and restore it.")
     }
 }
 

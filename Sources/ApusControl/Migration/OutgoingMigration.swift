@@ -42,6 +42,8 @@ actor OutgoingMigration {
     var transfer: OutgoingTransfer?
     /// The VM's RAM, held from outside until the job is over; nil: it goes by the stream port.
     var memory: DirectMemory?
+    /// Stream port: the RAM of which pages may stay here when the guest moves; nil: none do.
+    var fetchable: FetchableMemory?
     /// Gives pages that stayed here to the destination; nil: none did, or a restarted agent has not been asked yet.
     var server: PullServer?
     /// STOP events to come that are only for finishing disk requests.
@@ -91,7 +93,9 @@ actor OutgoingMigration {
         self.status = status
         job = session.job
         logger = services.logger
-        monitor = ProgressMonitor(maxDowntimeMs: Double(request.maxDowntimeMs))
+        monitor = ProgressMonitor(
+            maxDowntimeMs: Double(request.maxDowntimeMs),
+            movesWhenFlat: Self.pull(request, guestRunning: session.guestRunning) == .rest)
         (inputs, inbox) = AsyncStream.makeStream(of: SessionInput<SourceEvent>.self)
         router = LinkRouter(job: session.job, inbox: inbox)
     }
@@ -266,6 +270,7 @@ actor OutgoingMigration {
         await letGoOfMemory()
         if let machine {
             await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
+            FetchableMemory.remove(machine.runDirectory)
             await OutgoingTransfer.restoreSettings(machine)
         }
         switch session.state {
@@ -299,7 +304,7 @@ actor OutgoingMigration {
                     await machine.qmp.waitUntilClosed()
                     try? await Task.sleep(for: .milliseconds(50))
                     self.logger.warning("QEMU \(exit.told)", metadata: ["job": "\(self.job)", "vm": "\(machine.name)"])
-                    self.post(.qemuDied(watched: true))
+                    await self.loseQemu()
                 }
             }
         }
@@ -361,7 +366,7 @@ actor OutgoingMigration {
                 ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
             if isReconnecting { monitor.forgetStall() }
             let isReady = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
-            if session.state == .transferring, transfer.losesPatience() {
+            if session.state == .transferring, transfer.losesPatience(round: monitor.round) {
                 gateOpens(predictedDowntimeMs: marks.predictedDowntimeMs)
             }
             if isReady { gateOpens(predictedDowntimeMs: status.progress.predictedDowntimeMs) }

@@ -21,12 +21,19 @@ final class OutgoingTransfer: Sendable {
         case direct
         /// Sends what the agent owns and drops. It migrates from the beginning, for it must have sent it all once.
         case directBesideQemu
+        /// Sends all of it; what it sends once the gate is open stays here, dropped.
+        case keeping
 
-        init(_ memory: DirectMemory?) {
-            self = memory.map { $0.qemuSendsPagesToo ? .directBesideQemu : .direct } ?? .stream
+        init(_ memory: DirectMemory?, keeps: Bool) {
+            self = memory.map { $0.qemuSendsPagesToo ? .directBesideQemu : .direct } ?? (keeps ? .keeping : .stream)
         }
     }
-    var isDirect: Bool { port != .stream }
+    var isDirect: Bool {
+        switch port {
+        case .direct, .directBesideQemu: true
+        case .stream, .keeping: false
+        }
+    }
 
     /// With a QEMU that was let go on to its end.
     private enum Patience {
@@ -68,7 +75,7 @@ final class OutgoingTransfer: Sendable {
     init(_ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink) async throws {
         self.machine = machine
         let memory = migration.memory
-        port = Port(memory)
+        port = Port(memory, keeps: migration.pull != .nothing)
         do {
             try await Self.prepare(machine, direct: memory != nil)
             flow = try await Self.start(migration, machine, link, memory)
@@ -91,7 +98,8 @@ final class OutgoingTransfer: Sendable {
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
         var options = FlowOptions(for: migration.request, migration.services.config.migrate)
         options.pull = migration.pull
-        if options.pull != .nothing, let memory { try await migration.openService(memory) }
+        options.fetchable = migration.fetchable?.layout
+        if options.pull != .nothing { try await migration.openService() }
         let port: SourcePort =
             if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
         // For --verify, and for what was on its way when a connection was lost.
@@ -198,13 +206,14 @@ final class OutgoingTransfer: Sendable {
 
     /// The gate is open. Stream port: QEMU compares what is left with the limit at most 100 ms later, and stops the guest
     /// when it fits. Direct port: QEMU begins to migrate, and stops the guest after its few small blocks; beside QEMU it is
-    /// let go on, and stops the guest as soon as it has caught up with it.
+    /// let go on, and stops the guest as soon as it has caught up with it; so it is when pages stay.
     func letQemuStop(maxDowntimeMs: Int) async throws {
         let limitMs = UInt64(max(maxDowntimeMs, 1))
         switch port {
         case .stream: await limitDowntime(limitMs)
         case .direct: try flow.connect(try await Self.connection(of: machine))
-        case .directBesideQemu:
+        case .directBesideQemu, .keeping:
+            flow.keepRest()
             let isOver = patience.update { patience in
                 if case .notAsked = patience { patience = .waits(since: Instant.now()) }
                 if case .over = patience { return true }
@@ -217,11 +226,16 @@ final class OutgoingTransfer: Sendable {
 
     /// True once: the guest writes so fast that QEMU does not catch up. It is to stop it all the same; see
     /// ``letQemuStop(maxDowntimeMs:)``.
-    func losesPatience() -> Bool {
+    ///
+    /// - Parameter round: QEMU's first pass over memory that stays takes as long as it takes.
+    func losesPatience(round: Int) -> Bool {
         patience.update { patience in
-            guard case .waits(let since) = patience, Instant.now().ms(since: since) > Self.patienceMs else {
+            guard case .waits(let since) = patience else { return false }
+            if port == .keeping && round < 2 {
+                patience = .waits(since: Instant.now())
                 return false
             }
+            guard Instant.now().ms(since: since) > Self.patienceMs else { return false }
             patience = .over
             return true
         }

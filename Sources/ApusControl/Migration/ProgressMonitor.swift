@@ -49,8 +49,10 @@ struct ProgressMonitor: Sendable {
     }
 
     private var gate: SwitchGate
+    /// The rest is fetched: what does not get less by another round is reason enough to move.
+    private let movesWhenFlat: Bool
     private var points: [Point] = []
-    private var round = 0
+    private(set) var round = 0
     private var roundStartNs: UInt64 = 0
     private var lastRoundMs = 0.0
     private var dirtyBytesPerS = 0.0
@@ -64,7 +66,10 @@ struct ProgressMonitor: Sendable {
     /// Rates are taken over this much of the past.
     private static let windowNs: UInt64 = 1_000_000_000
 
-    init(maxDowntimeMs: Double) { gate = SwitchGate(maxDowntimeMs: maxDowntimeMs) }
+    init(maxDowntimeMs: Double, movesWhenFlat: Bool = false) {
+        gate = SwitchGate(maxDowntimeMs: maxDowntimeMs)
+        self.movesWhenFlat = movesWhenFlat
+    }
 
     /// - Parameter info: nil when QEMU was not asked or did not answer.
     /// - Returns: true once, when the VM should be stopped.
@@ -109,7 +114,7 @@ struct ProgressMonitor: Sendable {
         progress.predictedDowntimeMs = forecast.downtimeMs
         progress.predictedRemainingMs = forecast.remainingMs
         advance(&progress, done: ram.total > 0 ? 1 - Double(ram.remaining) / Double(ram.total) : 0)
-        return gate.shouldOpen(gateSample)
+        return gate.shouldOpen(gateSample) || (movesWhenFlat && gate.opensFlat())
     }
 
     /// A direct source counts and decides by itself.

@@ -190,6 +190,8 @@ public struct TransferTerms: Codable, Sendable, Equatable {
     public var resumes: Bool?
     /// Pages may be missing here when the guest begins to run; they will be fetched.
     public var pulls: Bool?
+    /// Stream port: the RAM blocks of which pages may be missing, some of those offered; see ``DirectAccess/parse(offered:)``.
+    public var pulledBlocks: String?
 
     public init(direct: Bool = false, reason: String? = nil, resumes: Bool? = nil, pulls: Bool? = nil) {
         self.direct = direct

@@ -18,6 +18,8 @@ struct Injector: Sendable {
 
     /// How long a sleeping thread is looked for.
     static let searchMsMax = 2000
+    /// Calls that a thread makes before it is let go: a few milliseconds.
+    private static let callsAtOnce = 256
 
     static func open(pid: Int32) throws(InjectionError) -> Injector {
         let number = capus_pidfd_open(pid)
@@ -50,7 +52,16 @@ struct Injector: Sendable {
     /// - Returns: its result.
     /// - Throws: `InjectionError`; `.refused` with the call's own errno.
     func call(_ request: InjectedCall) throws(InjectionError) -> Int64 {
-        try Self.onTracer { () throws(InjectionError) in try callHere(request) }
+        try Self.onTracer { () throws(InjectionError) in try callHere([request]) }
+    }
+
+    /// Has sleeping threads make system calls, one after the other; the first that is refused ends it.
+    func call(_ requests: [InjectedCall]) throws(InjectionError) {
+        try Self.onTracer { () throws(InjectionError) in
+            for start in stride(from: 0, to: requests.count, by: Self.callsAtOnce) {
+                _ = try callHere(Array(requests[start..<min(start + Self.callsAtOnce, requests.count)]))
+            }
+        }
     }
 
     /// Stops all threads, runs `preparation`, then has one of the threads make the calls, and lets them all go.
@@ -71,13 +82,17 @@ struct Injector: Sendable {
         }
     }
 
-    private func callHere(_ request: InjectedCall) throws(InjectionError) -> Int64 {
+    /// - Returns: the result of the last.
+    private func callHere(_ requests: [InjectedCall]) throws(InjectionError) -> Int64 {
         let deadline = Instant.now().adding(ms: Double(Self.searchMsMax))
         repeat {
             for thread in try sleepingThreads() {
                 var stopped = try StoppedThreads.stop([thread], of: pid, pastSeccomp: pastSeccomp)
                 // It may have woken up meanwhile.
-                if try stopped.borrow(gadgets) { return try stopped.call(request, gadgets) }
+                guard try stopped.borrow(gadgets) else { continue }
+                var result: Int64 = 0
+                for request in requests { result = try stopped.call(request, gadgets) }
+                return result
             }
             pause(ms: 5)
         } while Instant.now() < deadline

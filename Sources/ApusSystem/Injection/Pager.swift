@@ -17,6 +17,7 @@ public final class Pager: Sendable {
     public let pid: Int32
     public let areas: [Area]
     private let journal: String
+    private let injector: Injector
     /// Our copy of the descriptor.
     private let faults: Descriptor
     private let isInside = Mutex(true)
@@ -24,10 +25,11 @@ public final class Pager: Sendable {
     /// Questions that are taken out at once.
     public static let faultsAtOnce = 32
 
-    private init(_ record: InjectionJournal, journal: String, faults: Descriptor) {
+    private init(_ record: InjectionJournal, journal: String, _ injector: Injector, faults: Descriptor) {
         pid = record.pid
         areas = record.areas
         self.journal = journal
+        self.injector = injector
         self.faults = faults
     }
 
@@ -49,7 +51,7 @@ public final class Pager: Sendable {
             let faults = try injector.copy(descriptor: number)
             let error = capus_fault_begin_filling(faults.number)
             guard error == 0 else { throw .refused(pid: pid, SystemError("UFFDIO_API", code: error)) }
-            return Pager(record, journal: journal, faults: faults)
+            return Pager(record, journal: journal, injector, faults: faults)
         } catch {
             try? InjectedFaults.takeOut(record, journal, unregistering: false)
             throw error
@@ -68,7 +70,7 @@ public final class Pager: Sendable {
         guard let number = record.descriptor, Foreign.left(by: record) == [number] else {
             throw .unsuited("Process \(record.pid) does not hold the userfaultfd that \(journal) tells of")
         }
-        let pager = Pager(record, journal: journal, faults: try injector.copy(descriptor: number))
+        let pager = Pager(record, journal: journal, injector, faults: try injector.copy(descriptor: number))
         for area in pager.areas { _ = capus_fault_wake(pager.faults.number, area.address, area.byteCount) }
         return pager
     }
@@ -83,11 +85,27 @@ public final class Pager: Sendable {
         }
     }
 
+    /// Drops pages of private memory, so that they are missing; those of a file go with ``GuestWindow/punch(at:byteCount:)``.
+    /// Blocks for some ten microseconds for each range.
+    ///
+    /// - Parameter ranges: whole pages of the process, each within one area.
+    public func empty(_ ranges: [Area]) throws(InjectionError) {
+        for range in ranges {
+            guard
+                let area = areas.firstIndex(where: {
+                    $0.address <= range.address && range.address < $0.address + $0.byteCount
+                })
+            else { preconditionFailure("a range lies in an area") }
+            check(area, at: range.address - areas[area].address, range.byteCount)
+        }
+        try injector.call(ranges.map { InjectedCall.advise($0, MADV_DONTNEED) })
+    }
+
     /// Fills whole pages at `offset` of an area and wakes who waits for them. Pages that are there stay as they are.
     ///
     /// - Throws: `SystemError`; `ESRCH` when the process has gone.
     public func fill(_ area: Int, at offset: UInt64, _ bytes: RawSpan) throws(SystemError) {
-        check(area, offset, bytes.byteCount)
+        check(area, at: offset, UInt64(bytes.byteCount))
         // SAFETY: the kernel reads `byteCount` bytes of a span that outlives the call.
         let error = unsafe bytes.withUnsafeBytes {
             unsafe capus_fault_fill(faults.number, areas[area].address + offset, $0.baseAddress, UInt64($0.count))
@@ -97,7 +115,7 @@ public final class Pager: Sendable {
 
     /// As ``fill(_:at:_:)``, with zeros.
     public func fillZero(_ area: Int, at offset: UInt64, byteCount: Int) throws(SystemError) {
-        check(area, offset, byteCount)
+        check(area, at: offset, UInt64(byteCount))
         let error = capus_fault_fill(faults.number, areas[area].address + offset, nil, UInt64(byteCount))
         guard error == 0 else { throw SystemError("UFFDIO_ZEROPAGE", code: error) }
     }
@@ -143,9 +161,9 @@ public final class Pager: Sendable {
         }
     }
 
-    private func check(_ area: Int, _ offset: UInt64, _ count: Int) {
+    private func check(_ area: Int, at offset: UInt64, _ count: UInt64) {
         precondition(count > 0 && count % 4096 == 0 && offset % 4096 == 0)
-        precondition(offset <= areas[area].byteCount && UInt64(count) <= areas[area].byteCount - offset)
+        precondition(offset <= areas[area].byteCount && count <= areas[area].byteCount - offset)
     }
 }
 

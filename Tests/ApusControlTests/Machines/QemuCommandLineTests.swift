@@ -168,6 +168,28 @@ import Testing
         #expect(Array(plan.command.prefix(chosen.count)) == chosen && plan.notes.isEmpty)
     }
 
+    @Test("RAM that is fetched later is owned, whatever the command wants") func owned() throws {
+        func plan(_ object: String, _ place: LaunchPlan.Place) throws -> LaunchPlan {
+            try LaunchPlan(
+                name: "web",
+                command: ["qemu-system-x86_64", "-m", "64", "-object", object, "-machine", "q35,memory-backend=m"],
+                ramBytes: 64 << 20, purpose: .incoming(machineType: "pc-q35-7.2", owningMemory: true), place: place)
+        }
+        let words = try plan("memory-backend-ram,id=m,size=64M,prealloc=on,share=off", place)
+        #expect(words.command[4] == "memory-backend-file,id=m,size=64M,prealloc=on,share=on,mem-path=/dev/shm")
+        #expect(words.sharesRAM)
+        let json = try plan(#"{"qom-type":"memory-backend-ram","id":"m","size":67108864,"host-nodes":[0]}"#, place)
+        #expect(
+            json.command[4]
+                == #"{"host-nodes":[0],"id":"m","mem-path":"/dev/shm","qom-type":"memory-backend-file","share":true,"size":67108864}"#
+        )
+        let memfd = "memory-backend-memfd,id=m,size=64M"
+        #expect(try plan(memfd, place).command[4] == memfd)
+        var full = place
+        full.ramRoomBytes = 1 << 20
+        #expect(try plan("memory-backend-ram,id=m,size=64M", full).command[4].hasPrefix("memory-backend-ram"))
+    }
+
     @Test("refused", arguments: [("-daemonize", "daemonize-refused"), ("-incoming", "incoming-refused")])
     func refused(option: String, code: String) {
         let error = #expect(throws: Problem.self) {

@@ -91,21 +91,83 @@ extension RealGuests {
                     try await stage.source.kill()
                     kill(pid, SIGKILL)
                     try await stage.restart(stage.source)
-                    let ended = try await stage.source.end(of: job.id, seconds: 20)
-                    #expect(ended.phase == .failed)
-                    FaultStage.expectsWords(ended.error, code: "pages-lost")
-                    let there = try await stage.destination.job(of: FaultStage.vm, seconds: 20) { now in
-                        let isTold = now.notes.contains { $0.contains("pages that were not sent yet are gone") }
-                        return now.phase.isFinal || (isTold && now.progress.memoryRemainingBytes > 0)
-                    }
-                    #expect(there.phase == .pulling, "\(FaultStage.told(there))")
-                    try await stage.destination.apus(["job", "resolve", there.id, "--revert"])
-                    let given = try await stage.destination.end(of: there.id, seconds: 10)
-                    #expect(given.phase == .failed)
-                    #expect(stage.destination.machineFiles() == [] && stage.lab.strangers == [])
-                    return ended
+                    return try await expectLostPages(job, stage)
                 }
             }
+        }
+
+        /// Memory that is in no file at either end: agents read it from the process and drop it there, and their successors
+        /// find it again.
+        @Test(.timeLimit(.minutes(3))) func privatePagesFollowAllTheSame() async throws {
+            // No room for a file.
+            try await FaultStage.with(port: .stream, mode: .postcopy, ramDirectory: "/proc") { stage in
+                try await pull("kill -9 source agent, private memory", stage) {
+                    try await stage.source.kill()
+                    try await ContinuousClock().sleep(for: .seconds(1))
+                    try await stage.restart(stage.source)
+                }
+                try await pull("kill -9 destination agent, private memory", stage) {
+                    try await stage.destination.kill()
+                    try await ContinuousClock().sleep(for: .seconds(1))
+                    try await stage.restart(stage.destination)
+                }
+                try await pull("connections reset, private memory", stage) {
+                    try await stage.pair.resetConnections(of: stage.pair.source)
+                }
+            }
+        }
+
+        /// With its QEMU private memory is gone, whoever still runs.
+        @Test(.timeLimit(.minutes(3))) func privatePagesEndWithTheirQemu() async throws {
+            try await FaultStage.with(port: .stream, mode: .postcopy, workload: Self.privateMemory) { stage in
+                // The destination has loaded everything but these pages: it may not have the VM.
+                for moment in [FaultMoment.stopped, .prepared] {
+                    try await fault("kill -9 source QEMU, private memory", moment) {
+                        let job = try await stage.begin(moment)
+                        kill(try #require(try await stage.source.qemuPID(of: FaultStage.vm)), SIGKILL)
+                        let ended = try await stage.source.end(of: job.id, seconds: 30)
+                        #expect(ended.phase == .failed, "\(FaultStage.told(ended))")
+                        FaultStage.expectsWords(ended.error, code: "qemu-died")
+                        try await stage.expectNoGuest()
+                        try await stage.boot()
+                        return ended
+                    }
+                }
+                try await fault("kill -9 source agent", FaultMoment.stopped) {
+                    let job = try await stage.begin(.stopped)
+                    try await stage.source.kill()
+                    try await stage.restart(stage.source)
+                    return try await stage.settle(job, .failed)
+                }
+                try await fault("kill -9 source QEMU, private memory", "while pages follow") {
+                    let job = try await stage.beginPull()
+                    kill(try #require(try await stage.source.qemuPID(of: FaultStage.vm)), SIGKILL)
+                    return try await expectLostPages(job, stage)
+                }
+            }
+        }
+
+        private static var privateMemory: Workload {
+            var workload = FaultStage.workload
+            workload.ram = .anonymous
+            return workload
+        }
+
+        /// The source's job is lost, the destination's says so and waits for a person, who gives the VM up.
+        private func expectLostPages(_ job: JobStatus, _ stage: FaultStage) async throws -> JobStatus {
+            let ended = try await stage.source.end(of: job.id, seconds: 20)
+            #expect(ended.phase == .failed)
+            FaultStage.expectsWords(ended.error, code: "pages-lost")
+            let there = try await stage.destination.job(of: FaultStage.vm, seconds: 20) { now in
+                let isTold = now.notes.contains { $0.contains("pages that were not sent yet are gone") }
+                return now.phase.isFinal || (isTold && now.progress.memoryRemainingBytes > 0)
+            }
+            #expect(there.phase == .pulling, "\(FaultStage.told(there))")
+            try await stage.destination.apus(["job", "resolve", there.id, "--revert"])
+            let given = try await stage.destination.end(of: there.id, seconds: 10)
+            #expect(given.phase == .failed)
+            #expect(stage.destination.machineFiles() == [] && stage.lab.strangers == [])
+            return ended
         }
 
         private func pull(_ what: String, _ stage: FaultStage, _ disturb: () async throws -> Void) async throws {

@@ -1,0 +1,60 @@
+internal import ApusFabric
+internal import ApusMemory
+internal import ApusWire
+internal import Synchronization
+
+// Pages that stay when the guest moves, with RAM that only QEMU's stream tells of:
+//
+//   order          rounds -------- given: keep ------------------------------------------ END
+//   a page comes   travels          is noted and dropped, at the speed of memory           then: fence, residence, devices
+//   QEMU           slow link        very fast link: a pass or two, and it stops the guest
+//
+// QEMU sends as in any migration, and fails, resumes and hands over as in any. It only believes the link to be fast. So
+// what is "the rest" needs no bitmap of QEMU's: a page that came since the order and was dropped is in it, and every page
+// that the guest wrote since comes again before END.
+
+/// Tells a stream source from when on pages stay.
+final class KeepOrder: Sendable {
+    /// The blocks whose pages may stay.
+    let fetchable: Layout
+    private let given: Atomic<Bool>
+
+    /// - Parameter atOnce: from the first page.
+    init(_ fetchable: Layout, atOnce: Bool) {
+        self.fetchable = fetchable
+        given = Atomic(atOnce)
+    }
+
+    var isGiven: Bool { given.load(ordering: .relaxed) }
+    func give() { given.store(true, ordering: .relaxed) }
+}
+
+extension StreamSource {
+    /// From here on pages stay. What is in batches goes, for its content may be the newest; held pages stay.
+    mutating func beginKeeping() throws(FlowFailure) {
+        guard kept == nil, let keepOrder, let layout else { return }
+        kept = KeptPages(keepOrder.fetchable, of: layout)
+        guard kept != nil else {
+            throw FlowFailure(
+                "fetch-layout",
+                "The RAM blocks of the source QEMU are other ones than when the job began. Migrate again.")
+        }
+        try flushBatches()
+        try stopHolding()
+    }
+
+    /// The guest is stopped, and what QEMU had to say of its RAM is said.
+    mutating func finishKeeping() throws(FlowFailure) {
+        // Once: device state may look like another section.
+        guard let kept, fenceSent < epoch else { return }
+        try announce(rest: kept.pages)
+    }
+
+    /// Behind the fence: no lane writes into guest RAM any more when the destination empties these pages.
+    mutating func announce(rest: PageSet) throws(FlowFailure) {
+        try sendFence()
+        for piece in ResidencePayload.pieces(rest) where !control.send(.init(.residence, epoch: epoch, piece)) {
+            throw FlowFailure("link", "The control connection to the destination is closed.")
+        }
+    }
+}
