@@ -57,6 +57,9 @@ public struct FlowOptions: Sendable {
     /// What stays at the source when the guest moves, to be fetched from there; direct port only.
     public var pull = Pull.nothing
 
+    /// What the guest uses is recorded just before it moves at once; nil: it is not.
+    public var record: RecordOptions?
+
     public enum Pull: Sendable, Equatable {
         /// The guest moves when everything is at the destination.
         case nothing
@@ -176,6 +179,9 @@ public final class SourceFlow: Sendable {
 
     /// QEMU, which sends pages that are dropped, is held no more: it stops the guest when little is left to it. Direct port.
     public func letQemuFinish() { direct?.orders.letQemuFinish() }
+
+    /// The guest is to move now; what has not travelled yet is fetched. Direct port, with ``FlowOptions/pull``.
+    public func moveNow() { direct?.orders.moveNow() }
 
     /// Bytes of the return path for the source's QEMU.
     public func writeReturnPath(_ bytes: [UInt8]) throws(SystemError) { try qemu.read { $0 }?.write(bytes.rawBytes) }
