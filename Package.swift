@@ -105,7 +105,7 @@ let package = Package(
         .executableTarget(name: "write-target", path: "Tests/WriteTarget"),
         .executableTarget(name: "restless-tracer", dependencies: ["CApus"], path: "Tests/RestlessTracer"),
         tests("ApusSystemTests", ["ApusSystem", "ApusLab", "CApus", "write-target", "restless-tracer"]),
-        tests("ApusMemoryTests", ["ApusSystem", "ApusMemory"]),
+        tests("ApusMemoryTests", ["ApusSystem", "ApusMemory"], resources: [.copy("Traces")]),
         tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
         tests("ApusContentTests", ["ApusSystem", "ApusMemory", "ApusContent"]),
         tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
@@ -114,7 +114,7 @@ let package = Package(
         tests(
             "ApusControlTests",
             [
-                "ApusSystem", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire",
+                "ApusSystem", "ApusMemory", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire",
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"), product("GRDB", "GRDB.swift"),
                 product("Logging", "swift-log"), product("Yams", "Yams"), "apus",
                 product("ServiceLifecycle", "swift-service-lifecycle"),

@@ -58,7 +58,8 @@ public enum MigrationMode: String, Codable, Sendable, CaseIterable {
     /// As `dsm`, but the guest moves as soon as another pass over what it writes makes nothing less; the rest is fetched
     /// while it runs at the destination. Direct port only.
     case hybrid
-    /// The guest moves at once, and all its memory is fetched while it runs at the destination. Direct port only.
+    /// The guest moves as soon as it is recorded what it uses, and that is fetched while it runs at the destination. Direct
+    /// port only.
     case postcopy
 }
 
@@ -168,7 +169,7 @@ public struct LineSummary: Codable, Sendable, Equatable {
 public struct PullSummary: Codable, Sendable, Equatable {
     /// Pages missing when the VM was handed over.
     public var missingPages: UInt64
-    /// Of these, pages that came because the VM touched them or a neighbour, and pages that came by themselves.
+    /// Of these, pages that came because the VM touched them, and pages that came by themselves.
     public var faultedPages: UInt64
     public var pushedPages: UInt64
     /// Touches of missing pages, and how long each waited, microseconds.
@@ -180,6 +181,10 @@ public struct PullSummary: Codable, Sendable, Equatable {
     public var stallMs: Double
     /// From the hand-over until nothing was missing; nil: an agent was restarted meanwhile.
     public var wholeMs: Double?
+    /// Touches that waited for up to 2, 4, 8 … microseconds.
+    public var faultHistogram: [UInt64]?
+    /// What decided the order of pages that came by themselves; of the outgoing job only.
+    public var prefetch: PrefetchSummary?
 
     public init(
         missingPages: UInt64, faultedPages: UInt64, pushedPages: UInt64, faults: UInt64, faultP50Us: Double,
@@ -194,6 +199,42 @@ public struct PullSummary: Codable, Sendable, Equatable {
         self.faultMaxUs = faultMaxUs
         self.stallMs = stallMs
         self.wholeMs = wholeMs
+    }
+}
+
+/// How pages were foreseen that a VM would touch at the destination.
+public struct PrefetchSummary: Codable, Sendable, Equatable {
+    /// `migrate.prefetch`: `sweep`, `near`, `recorded`, `trend`.
+    public var order: String
+    /// Pages that came by themselves, by what brought them forward: near a touched page, on the way of touches, used
+    /// before the move, nothing.
+    public var nearPages: UInt64
+    public var trendPages: UInt64
+    public var recordedPages: UInt64
+    public var restPages: UInt64
+    /// Touched pages that were on their way already.
+    public var lateFaults: UInt64
+    /// Pages that the VM used while this was recorded before the move, and for how long it was, milliseconds.
+    public var recordPages: UInt64
+    public var recordMs: Double
+    /// What the record cost: emptying page tables, once, and looking into them, milliseconds in all.
+    public var zapMs: Double
+    public var looksMs: Double
+
+    public init(
+        order: String, nearPages: UInt64, trendPages: UInt64, recordedPages: UInt64, restPages: UInt64,
+        lateFaults: UInt64, recordPages: UInt64, recordMs: Double, zapMs: Double, looksMs: Double
+    ) {
+        self.order = order
+        self.nearPages = nearPages
+        self.trendPages = trendPages
+        self.recordedPages = recordedPages
+        self.restPages = restPages
+        self.lateFaults = lateFaults
+        self.recordPages = recordPages
+        self.recordMs = recordMs
+        self.zapMs = zapMs
+        self.looksMs = looksMs
     }
 }
 

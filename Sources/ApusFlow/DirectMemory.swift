@@ -15,6 +15,8 @@ public final class DirectMemory: Sendable {
     let tracker: WriteTracker
     /// nil: no device writes into memory that it was given earlier.
     let drain: Drain?
+    /// What the guest used just before it moved; noted by the flow that moves it.
+    public let recorded = Monitor(RecordOutcome())
 
     /// Stops the guest with all its disk requests finished, and lets it go on.
     ///
@@ -72,6 +74,7 @@ final class DirectOrders: Sendable {
         var isRounds: Bool { if case .rounds = self { true } else { false } }
     }
     private let state = Monitor(State.rounds(qemuIsHeld: true))
+    private let hurry = Monitor(Hurry.none)
 
     /// QEMU may send the rest of its pages, and stop the guest.
     func letQemuFinish() { state.update { if $0.isRounds { $0 = .rounds(qemuIsHeld: false) } } }
@@ -79,6 +82,21 @@ final class DirectOrders: Sendable {
     func waitUntilQemuMayFinish() -> Bool {
         state.wait { $0 == .rounds(qemuIsHeld: true) ? nil : $0 != .over } ?? false
     }
+
+    private enum Hurry { case none, asked, heard }
+    /// The guest is to move now, whatever of its memory has not travelled.
+    func moveNow() {
+        hurry.update { if $0 == .none { $0 = .asked } }
+        state.update { _ in }
+    }
+    private func isNewlyHurried() -> Bool {
+        hurry.update { hurry in
+            defer { if hurry == .asked { hurry = .heard } }
+            return hurry == .asked
+        }
+    }
+    /// The guest was asked to move at once.
+    var isHurried: Bool { hurry.read { $0 != .none } }
 
     /// Called once the guest is stopped.
     func beginLast() { state.update { if $0.isRounds { $0 = .last } } }
@@ -103,11 +121,21 @@ final class DirectOrders: Sendable {
     func next(afterMs: Double) -> Next {
         state.wait(ms: afterMs.isFinite ? max(afterMs, 0) : nil) { state in
             switch state {
-            case .rounds: nil
+            case .rounds: isNewlyHurried() ? .round : nil
             case .last, .done: .last
             case .over: .over
             }
         } ?? .round
+    }
+    /// Blocks until the guest is stopped; false: the flow is over.
+    func waitForStop() -> Bool {
+        state.wait { state in
+            switch state {
+            case .rounds: nil
+            case .last, .done: true
+            case .over: false
+            }
+        } ?? false
     }
     var isOver: Bool { state.read { $0 == .over } }
     /// Somebody waits: no time for anything else.

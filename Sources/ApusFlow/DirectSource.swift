@@ -32,6 +32,9 @@ struct DirectSource: ~Copyable {
     private var gate: SwitchGate
     private let maxDowntimeMs: Double
     private let pull: FlowOptions.Pull
+    private let record: RecordOptions?
+    /// Pages that have travelled; kept only where the guest may move before all have.
+    private var sent: PageSet
     /// nil: no page is held back.
     private var room: HoldRoom?
     private let closing: Closing
@@ -74,6 +77,8 @@ struct DirectSource: ~Copyable {
         rounds = DirtyRounds(pageCount: memory.layout.pageCount)
         maxDowntimeMs = options.maxDowntimeMs
         pull = options.pull
+        record = options.record
+        sent = PageSet(pageCount: memory.layout.pageCount)
         room = options.holdsHotPages ? HoldRoom() : nil
         closing = Closing(memory)
         gate = SwitchGate(maxDowntimeMs: options.maxDowntimeMs)
@@ -86,12 +91,13 @@ struct DirectSource: ~Copyable {
         }
         report(.layoutKnown(layout))
         progress.round.set(1)
-        if pull == .everything { return try handOverAtOnce() }
+        if pull == .everything { return try handOver() }
         // What was requested before the tracker was there is finished before the first page is read.
         if try stopRequests() { try resumeGuest() }
         // The first scan tells what was written since the tracker was attached, just now.
         var scanned = Instant.now()
         try sendAllData()
+        if orders.isHurried { return try moveNow() }
         var waitMs = 0.0
         var lastReady = Int.max
         var isOpen = false
@@ -126,6 +132,7 @@ struct DirectSource: ~Copyable {
             let sample = sample(pagesPerS: perS)
             let predictedMs = gate.forecast(sample).downtimeMs
             progress.predictedDowntimeUs.set(UInt64(predictedMs * 1000))
+            if orders.isHurried && !isOpen { return try moveNow() }
             let isShrinking = Double(rounds.readyCount) < 0.7 * Double(lastReady)
             // What does not get less by another round is fetched.
             let opens = !isOpen && (gate.shouldOpen(sample) || (pull == .rest && !isShrinking))
@@ -141,13 +148,52 @@ struct DirectSource: ~Copyable {
         }
     }
 
-    /// Nothing travels before the guest is stopped; then all that it has is the rest.
-    private func handOverAtOnce() throws(FlowFailure) {
+    /// At once, but for the time in which it is recorded what the guest uses.
+    private mutating func handOver() throws(FlowFailure) {
+        if let record { try recordUse(record) }
+        try moveNow()
+    }
+
+    /// The guest moves, and what it has that did not travel, or was written since, is the rest.
+    private mutating func moveNow() throws(FlowFailure) {
+        if orders.isOver { return }
+        try flush()
+        waitForLanes()
         report(.converged(predictedDowntimeMs: SwitchGate.fixedMs))
-        guard orders.next(afterMs: .infinity) == .last else { return }
+        guard orders.waitForStop() else { return }
         var rest = PageSet(pageCount: layout.pageCount)
         for run in try dataRuns() { rest.insert(first: run.first, count: run.count) }
+        // What the last round found did not travel; what it held back, the scan finds again.
+        let unsent = rounds.ready
+        try scan(holdLimit: 0)
+        for index in 0..<rest.wordCount {
+            rest[word: index] &= ~sent[word: index] | unsent[word: index] | rounds.ready[word: index]
+        }
         orders.finished(rest: rest)
+    }
+
+    /// Nobody waits for what is recorded, and what is not used travels meanwhile.
+    private mutating func recordUse(_ options: RecordOptions) throws(FlowFailure) {
+        let data = try dataRuns()
+        let window = RecordWindow(msMax: options.msMax, pagesMax: data.reduce(0) { $0 + $1.count } / 2)
+        let wasStopped = try stopRequests()
+        var recorder = AccessRecorder(memory, window)
+        if wasStopped { try resumeGuest() }
+        // What a disk writes past the page tables is seen only when it is stopped.
+        let sends = recorder.seesAll && memory.drain == nil && options.sendsMeanwhile
+        var cold = ColdPages(sends ? data : [])
+        progress.remainingPages.set(data.reduce(into: UInt64(0)) { $0 += UInt64($1.count) })
+        while !recorder.isOver && !orders.isHurried && !(sends && cold.isEmpty) {
+            let due = Instant.now().adding(ms: recorder.restMs)
+            while Instant.now() < due, let run = cold.next(besides: recorder.used) {
+                try send(run.first, run.count)
+                progress.remainingPages.set(progress.remainingPages.now - UInt64(run.count))
+            }
+            if orders.next(afterMs: due.ms(since: Instant.now())) != .round { return }
+            recorder.look()
+        }
+        let outcome = recorder.outcome
+        memory.recorded.update { $0 = outcome }
     }
 
     // MARK: What travels
@@ -170,7 +216,7 @@ struct DirectSource: ~Copyable {
         let all = try dataRuns()
         var left = all.reduce(into: UInt64(0)) { $0 += UInt64($1.count) }
         progress.remainingPages.set(left)
-        for range in all {
+        pass: for range in all {
             var page = range.first
             let end = range.first + PageNumber(range.count)
             while page < end {
@@ -180,7 +226,7 @@ struct DirectSource: ~Copyable {
                 left -= UInt64(count)
                 progress.remainingPages.set(left)
                 page += count
-                if orders.isOver { return }
+                if orders.isOver || orders.isHurried { break pass }
             }
         }
         try flush()
@@ -213,6 +259,7 @@ struct DirectSource: ~Copyable {
                 window.copyOut(at: offset, byteCount: pages * Limits.pageBytes, to: &buffer, bufferOffset: at)
             }
             done += added
+            if pull != .nothing { sent.insert(first: page, count: added) }
             if added == 0 || open.isFull(lane) { try flush(lane) }
         }
     }

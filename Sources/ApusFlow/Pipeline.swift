@@ -60,6 +60,9 @@ public struct FlowOptions: Sendable {
     /// Stream port: the RAM blocks of which pages may stay; nil: none. What is not in them travels before the guest moves.
     public var fetchable: Layout?
 
+    /// What the guest uses is recorded just before it moves at once; nil: it is not.
+    public var record: RecordOptions?
+
     public enum Pull: Sendable, Equatable {
         /// The guest moves when everything is at the destination.
         case nothing
@@ -188,6 +191,9 @@ public final class SourceFlow: Sendable {
 
     /// What QEMU sends from now on stays here, to be fetched when the guest runs at the destination. Stream port.
     public func keepRest() { keepOrder?.give() }
+
+    /// The guest is to move now; what has not travelled yet is fetched. Direct port, with ``FlowOptions/pull``.
+    public func moveNow() { direct?.orders.moveNow() }
 
     /// Bytes of the return path for the source's QEMU.
     public func writeReturnPath(_ bytes: [UInt8]) throws(SystemError) { try qemu.read { $0 }?.write(bytes.rawBytes) }

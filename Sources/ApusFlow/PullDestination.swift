@@ -18,7 +18,7 @@ public enum PullEvent: Sendable, Equatable {
 /// A VM that runs here although pages of it are missing: whoever touches one waits until it has come.
 ///
 /// ```
-///   userfaultfd ──▶ fault thread ──▶ wanted ════▶ source         the touched page first, then its neighbourhood
+///   userfaultfd ──▶ fault thread ──▶ wanted ════▶ source         touched pages, and nothing else
 ///                        │                           │
 ///                        └─ a hole, not missing: zeros
 ///   urgent thread ◀═════ batches ════════════════════┤           each installs by UFFDIO_COPY, which never overwrites,
@@ -66,8 +66,6 @@ public final class PullDestination: Sendable {
     /// After a fault the next one is looked for without sleeping: waking up takes longer than serving it.
     private static let spinMs = 0.3
     private static let sleepMs = 20
-    /// Pages around a touched one that are fetched with it.
-    public static let windowPages = 16
 
     /// Words that the file of a VM of this size has.
     public static func wordCount(_ layout: Layout) -> Int { max(1, (Int(layout.pageCount) + 63) / 64) }
@@ -179,6 +177,7 @@ public final class PullDestination: Sendable {
             counts.faults = content.latencies.count
             counts.faultP50Us = content.latencies.quantile(0.5)
             counts.faultP99Us = content.latencies.quantile(0.99)
+            counts.faultHistogram = content.latencies.octaves
             counts.faultMaxUs = content.latencies.maxUs
             counts.stallMs = content.latencies.sumUs / 1000
             return counts
@@ -384,9 +383,6 @@ public final class PullDestination: Sendable {
     }
 
     private func ask(_ page: PageNumber, _ faults: inout WantedList) {
-        guard faults.sender != nil, faults.note(page, 1) else { return }
-        content.read { content in
-            content.residence?.eachMissingRun(around: page, pages: Self.windowPages) { faults.noteRest($0, $1) }
-        }
+        if faults.sender != nil { faults.note(page) }
     }
 }

@@ -20,8 +20,12 @@ public final class PullServer: Sendable {
     private let bytesPerS: Double?
     private let counters = LaneCounters()
     private let report: @Sendable () -> Void
-    private let order = Monitor<PushesDue?>(nil)
+    private let due = Monitor<PushesDue?>(nil)
+    private let pushed = PushCounters()
+    private let prefetch: Prefetch
+    private let recorded: Monitor<RecordOutcome>
     private let mayPush = Latch()
+    private let guestClock = GuestClock()
     private let connections = PullConnections()
 
     /// What the two connections are called in their hello.
@@ -34,11 +38,14 @@ public final class PullServer: Sendable {
     ///   - bytesPerS: upper bound for what nobody waits for; nil: none.
     ///   - linkLost: a connection broke; called from any thread, must not block.
     public init(
-        layout: Layout, ports: [BlockPort], bytesPerS: Double?, linkLost: @escaping @Sendable () -> Void
+        layout: Layout, ports: [BlockPort], bytesPerS: Double?, prefetch: Prefetch = .trend,
+        recorded: Monitor<RecordOutcome> = Monitor(RecordOutcome()), linkLost: @escaping @Sendable () -> Void
     ) {
         reader = GuestReader(layout, ports)
         needsQemu = !ports.allSatisfy { if case .mapped = $0 { true } else { false } }
         self.bytesPerS = bytesPerS
+        self.prefetch = prefetch
+        self.recorded = recorded
         report = linkLost
     }
 
@@ -50,32 +57,49 @@ public final class PullServer: Sendable {
         ) { [self] connection, isCurrent in
             // How it ends does not matter: without a connection nothing can be served, and another one is made.
             if isUrgent {
-                var answers = PullAnswers(connection, reader, counters, order)
-                try? answers.run()
+                var answers = PullAnswers(connection, reader, counters, due, pushed, guestClock)
+                try? answers.run(mayPush)
             } else {
-                var pushes = PullPushes(connection, reader, counters, order, bytesPerS)
-                try? pushes.run(mayPush, isCurrent)
+                var pushes = PullPushes(connection, reader, counters, due, guestClock, bytesPerS)
+                try? pushes.run(mayPush, isCurrent, makeOrder, pushed)
             }
             if isCurrent() { report() }
         }
+    }
+
+    private func makeOrder(_ missing: PageSet) -> PushOrder {
+        PushOrder(missing, prefetch, record: recorded.read { $0.record }, ms: guestClock.ms)
     }
 
     /// Both connections stand.
     public var isConnected: Bool { connections.areBoth }
 
     /// The guest runs at the destination: what nobody waits for may travel too.
-    public func startPushing() { mayPush.open() }
+    public func startPushing() {
+        guestClock.start()
+        mayPush.open()
+    }
 
     /// Ends all connections, until new ones are attached.
     public func hold() {
         connections.end()
-        order.update { $0 = nil }
+        due.update { $0 = nil }
     }
 
     /// For ever.
     public func stop() {
         hold()
         mayPush.open()
+    }
+
+    /// What brought the pages forward that were pushed, and the record that did.
+    public func prefetched() -> PrefetchCounts {
+        let outcome = recorded.read { $0 }
+        return PrefetchCounts(
+            order: prefetch, nearPages: pushed.near.now, trendPages: pushed.trend.now,
+            recordedPages: pushed.recorded.now, restPages: pushed.rest.now, lateFaults: pushed.late.now,
+            recordPages: UInt64(outcome.record.pageCount), recordMs: Double(outcome.record.lengthMs),
+            zapMs: outcome.zapMs, looksMs: outcome.looksMs, lack: outcome.lack)
     }
 
     public func sample() -> FlowSample {
@@ -85,14 +109,8 @@ public final class PullServer: Sendable {
     }
 }
 
-/// What is left to push, and on which connection: the thread of a broken one must not take pages out of it.
-private struct PushesDue: Sendable {
-    let owner: Socket
-    var order: PushOrder
-}
-
 /// Sends batches of pages on one connection of a ``PullServer``.
-private struct PullSender: ~Copyable {
+struct PullSender: ~Copyable {
     let reader: GuestReader
     let counters: LaneCounters
     var batch = Batch()
@@ -132,31 +150,45 @@ private struct PullAnswers: ~Copyable {
     private var receiver: FrameReceiver
     private var pages: PullSender
     private var encoder = BatchEncoder()
-    private let order: Monitor<PushesDue?>
+    private let due: Monitor<PushesDue?>
+    private let pushed: PushCounters
+    private let clock: GuestClock
 
     init(
         _ connection: consuming Connection, _ reader: GuestReader, _ counters: LaneCounters,
-        _ order: Monitor<PushesDue?>
+        _ due: Monitor<PushesDue?>, _ pushed: PushCounters, _ clock: GuestClock
     ) {
         sender = connection.sender
         receiver = connection.receiver
         pages = PullSender(reader, counters)
-        self.order = order
+        self.due = due
+        self.pushed = pushed
+        self.clock = clock
     }
 
-    mutating func run() throws(FabricError) {
+    mutating func run(_ mayPush: Latch) throws(FabricError) {
         while let frame = try receiver.receive() {
             guard frame.kind == .wanted else { throw .frame(.unexpectedKind(frame.kind)) }
             for index in 0..<(try runCount()) {
                 let run = try run(at: index)
-                // The touched page comes first, and does not wait for its neighbours.
                 try answer(run.first, run.count)
-                order.update { order in
-                    if index == 0 { order?.order.faulted(at: run.first) }
-                    order?.order.remove(first: run.first, count: run.count)
-                }
+                note(run)
             }
+            // While nothing is pushed nothing is in the way either.
+            if !mayPush.isOpened { try answerAround() }
         }
+    }
+
+    private func note(_ run: (first: PageNumber, count: Int)) {
+        let ms = clock.ms
+        let late = due.update { due in
+            (0..<PageNumber(run.count)).count { due?.order.touched(run.first + $0, ms: ms) == false }
+        }
+        pushed.late.add(late)
+    }
+
+    private mutating func answerAround() throws(FabricError) {
+        while let run = due.update({ $0?.order.nextAround() }) { try answer(run.first, run.count) }
     }
 
     private func runCount() throws(FabricError) -> Int {
@@ -177,124 +209,5 @@ private struct PullAnswers: ~Copyable {
         pages.counters.confirmedBytes.add(bytes)
         pages.counters.count(result)
         pages.batch.reset()
-    }
-}
-
-/// The push connection. Little is in flight at a time: what somebody waits for shares the link.
-private struct PullPushes: ~Copyable {
-    private var sender: FrameSender
-    private var receiver: FrameReceiver
-    private var pages: PullSender
-    private var encoder: LaneEncoder
-    private var meter: LinkMeter
-    private var pacer: Pacer
-    private let order: Monitor<PushesDue?>
-    private var sentBytes: UInt64 = 0
-    private var creditedBytes: UInt64 = 0
-
-    /// How much of the link's time may be in flight.
-    private static let windowNs = 3_000_000.0
-    private static let windowBytesMin = 192.0 * 1024
-    /// As for a lane.
-    private static let assumedBytesPerNs = 0.125
-
-    init(
-        _ connection: consuming Connection, _ reader: GuestReader, _ counters: LaneCounters,
-        _ order: Monitor<PushesDue?>, _ bytesPerS: Double?
-    ) {
-        let squeezes = connection.features.isSuperset(of: [.lz4, .zstd])
-        sender = connection.sender
-        receiver = connection.receiver
-        pages = PullSender(reader, counters)
-        encoder = LaneEncoder(
-            LaneShare(lane: 0, lanes: 1), .init(squeezes: squeezes, lineBytes: nil, tableBytesMax: 0),
-            cpuNs: Instant.threadCPUNs)
-        meter = LinkMeter(nowNs: Instant.now().ns, assumedBytesPerNs: Self.assumedBytesPerNs)
-        pacer = Pacer(bytesPerS: bytesPerS)
-        self.order = order
-    }
-
-    mutating func run(_ mayPush: Latch, _ isCurrent: () -> Bool) throws(FabricError) {
-        let due = try learnMissing()
-        let socket = sender.socket
-        order.update { if isCurrent() { $0 = PushesDue(owner: socket, order: PushOrder(due)) } }
-        mayPush.wait()
-        while let run = order.update({ $0?.owner === socket ? $0?.order.next() : nil }) {
-            // A stripe may hold the end of one block and the beginning of the next.
-            var page = run.first
-            let end = run.first + PageNumber(run.count)
-            while page < end {
-                guard let index = pages.reader.layout.block(of: page) else { throw .unreadable(page: page) }
-                let block = pages.reader.layout.blocks[index]
-                let part = Int(min(end, block.firstPage + block.pageCount) - page)
-                let added = try pages.add(page, part)
-                page += PageNumber(added)
-                if added < part || pages.batch.hasNoRoomForData() { try send() }
-            }
-        }
-        try send()
-        // Until the destination says on the control connection that it is whole, this one stays.
-        while try receiver.receive() != nil {}
-    }
-
-    private mutating func learnMissing() throws(FabricError) -> PageSet {
-        var missing = PageSet(pageCount: pages.reader.layout.pageCount)
-        while true {
-            guard let frame = try receiver.receive() else { throw .closed }
-            guard frame.kind == .residence else { throw .frame(.unexpectedKind(frame.kind)) }
-            do throws(FrameError) {
-                if try ResidencePayload.take(receiver.payload, into: &missing) { return missing }
-            } catch { throw .frame(error) }
-        }
-    }
-
-    private mutating func send() throws(FabricError) {
-        guard pages.batch.hasRecords() else { return }
-        while let frame = encoder.next(&pages.batch, linkBytesPerNs: meter.bytesPerNs, nowNs: Instant.now().ns) {
-            guard case .pages(let result) = frame else { continue }
-            let startNs = try waitForLink(FrameHeader.byteCount + result.headBytes + result.rawBytes)
-            let bytes = try PullSender.transmit(
-                &sender, PullServer.pushLane, encoder.pages.head, pages.batch, result)
-            let nowNs = Instant.now().ns
-            if nowNs - startNs > 1_000_000 { meter.waited(ns: nowNs - startNs) }
-            meter.tick(nowNs: nowNs)
-            sentBytes += UInt64(bytes)
-            pages.counters.wireBytes.add(bytes)
-            pages.counters.count(result)
-            pages.counters.cpuNs.set(Instant.threadCPUNs())
-        }
-        pages.batch.reset()
-    }
-
-    private mutating func waitForLink(_ length: Int) throws(FabricError) -> UInt64 {
-        while try receiver.receiveIfAny() != nil { try takeCredit() }
-        let window = UInt64(max(meter.bytesPerNs * Self.windowNs, Self.windowBytesMin))
-        while !encoder.flight.hasRoom
-            || (sentBytes > creditedBytes && sentBytes - creditedBytes + UInt64(length) > window)
-        {
-            let startNs = Instant.now().ns
-            guard try receiver.receive() != nil else { throw .closed }
-            try takeCredit()
-            meter.waited(ns: Instant.now().ns - startNs)
-        }
-        let delayNs = pacer.delayNs(for: length, nowNs: Instant.now().ns)
-        if delayNs > 0 {
-            pause(ms: Double(delayNs) / 1e6)
-            meter.waited(ns: delayNs)
-        }
-        return Instant.now().ns
-    }
-
-    private mutating func takeCredit() throws(FabricError) {
-        guard receiver.payload.byteCount == 16 else {
-            throw .frame(.wrongLength(kind: .credit, length: receiver.payload.byteCount))
-        }
-        let bytes = receiver.payload.littleEndian(at: 0, as: UInt64.self)
-        guard bytes >= creditedBytes, bytes <= sentBytes,
-            encoder.confirm(upTo: receiver.payload.littleEndian(at: 8, as: UInt64.self))
-        else { throw .frame(.badPayload(.credit, "\(bytes) bytes of \(sentBytes) sent")) }
-        meter.credited(bytes - creditedBytes)
-        creditedBytes = bytes
-        pages.counters.linkBytesPerS.set(UInt64(meter.bytesPerNs * 1e9))
     }
 }

@@ -12,8 +12,7 @@ struct WantedList: ~Copyable {
     var touched: [PageNumber] = []
     /// Asked for on this connection.
     private var asked: PageSet
-    private var runs: [(first: PageNumber, count: Int)] = []
-    private var rest: [(first: PageNumber, count: Int)] = []
+    private var pages: [PageNumber] = []
     private var payload = PageBuffer(byteCount: WantedPayload.bytesMax)
 
     init(_ layout: Layout) {
@@ -23,39 +22,21 @@ struct WantedList: ~Copyable {
 
     mutating func forgetAsked() { asked = PageSet(pageCount: layout.pageCount) }
 
-    /// False: it is on its way.
-    mutating func note(_ first: PageNumber, _ count: Int) -> Bool {
-        guard !asked.contains(first) else { return false }
-        asked.insert(first: first, count: count)
-        runs.append((first, count))
-        return true
+    /// To be asked for, unless it was already.
+    mutating func note(_ page: PageNumber) {
+        guard !asked.contains(page) else { return }
+        asked.insert(first: page, count: 1)
+        pages.append(page)
     }
 
-    /// Pages of a run that nobody has asked for yet, within one block.
-    mutating func noteRest(_ first: PageNumber, _ count: Int) {
-        var page = first
-        while page < first + PageNumber(count) {
-            let left = Int(first + PageNumber(count) - page)
-            let run = asked.uniformRun(from: page, count: left)
-            defer { page += PageNumber(run.count) }
-            guard !run.inSet, let index = layout.block(of: page) else { continue }
-            let block = layout.blocks[index]
-            guard page + PageNumber(run.count) <= block.firstPage + block.pageCount else { continue }
-            asked.insert(first: page, count: run.count)
-            rest.append((page, run.count))
-        }
-    }
-
-    /// Touched pages first. When the connection is broken, they are asked for again on the next.
+    /// When the connection is broken, they are asked for again on the next.
     mutating func send() {
-        runs += rest
-        rest.removeAll(keepingCapacity: true)
-        for from in stride(from: 0, to: runs.count, by: WantedPayload.runsMax) {
-            let part = runs[from..<min(from + WantedPayload.runsMax, runs.count)]
-            for (index, run) in part.enumerated() { WantedPayload.store(run, at: index, in: &payload) }
+        for from in stride(from: 0, to: pages.count, by: WantedPayload.runsMax) {
+            let part = pages[from..<min(from + WantedPayload.runsMax, pages.count)]
+            for (index, page) in part.enumerated() { WantedPayload.store((page, 1), at: index, in: &payload) }
             if !Self.transmit(&sender, payload, part.count * 8) { sender = nil }
         }
-        runs.removeAll(keepingCapacity: true)
+        pages.removeAll(keepingCapacity: true)
     }
 
     private static func transmit(

@@ -48,19 +48,4 @@ public struct Residence: Equatable, Sendable {
         missingCount -= settled
         return settled
     }
-
-    /// Calls `body` for each run of missing pages in the aligned window of `pages` (a power of two, 64 at most) that holds
-    /// `page`.
-    public func eachMissingRun(around page: PageNumber, pages: Int, _ body: (_ first: PageNumber, _ count: Int) -> Void)
-    {
-        precondition(pages > 0 && pages <= 64 && pages & (pages - 1) == 0)
-        let start = Int(page) & ~(pages - 1)
-        var left = missing[word: start >> 6] & PageSet.mask(bit: start & 63, count: pages)
-        while left != 0 {
-            let bit = left.trailingZeroBitCount
-            let count = min((~(left >> UInt64(bit))).trailingZeroBitCount, 64 - bit)
-            body(PageNumber(start & ~63 + bit), count)
-            left &= ~PageSet.mask(bit: bit, count: count)
-        }
-    }
 }

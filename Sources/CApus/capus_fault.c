@@ -133,6 +133,8 @@ int64_t capus_pagemap_scan(int fd, enum capus_scan_kind kind, int protect, uint6
     if (kind == CAPUS_SCAN_WRITTEN) {
         scan.flags = SCAN_MUST_BE_TRACKED | (protect ? SCAN_PROTECT : 0);
         scan.mask = scan.returned = IS_WRITTEN;
+    } else if (kind == CAPUS_SCAN_PRESENT) {
+        scan.mask = scan.returned = IS_PRESENT;
     } else {
         scan.any_of = IS_PRESENT | IS_SWAPPED;
         scan.mask = scan.inverted = IS_ZERO_PAGE;

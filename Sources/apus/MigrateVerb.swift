@@ -70,7 +70,7 @@ extension MigrationMode: ExpressibleByArgument {}
 struct JobVerb: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "job", abstract: "Migrations of this host, running and past.",
-        subcommands: [List.self, Show.self, Watch.self, Abort.self, Resolve.self])
+        subcommands: [List.self, Show.self, Watch.self, Abort.self, Postcopy.self, Resolve.self])
 
     static func path(_ id: String, _ rest: String = "") -> String { "/v1/migrations/\(AgentClient.escaped(id))\(rest)" }
 
@@ -124,6 +124,21 @@ struct JobVerb: AsyncParsableCommand {
         func run() async throws {
             try await connection.run { client in
                 let job: JobStatus = try await client.post(JobVerb.path(id, "/abort"))
+                connection.show(job, Text.details(of: job))
+            }
+        }
+    }
+
+    struct Postcopy: AsyncParsableCommand {
+        static let configuration = CommandConfiguration(
+            abstract: "Move the VM of a job in mode hybrid now.",
+            discussion: "What of its memory has not travelled is fetched while it runs at the destination.")
+        @Argument(help: "The job's id.") var id: String
+        @OptionGroup var connection: Connection
+
+        func run() async throws {
+            try await connection.run { client in
+                let job: JobStatus = try await client.post(JobVerb.path(id, "/postcopy"))
                 connection.show(job, Text.details(of: job))
             }
         }

@@ -78,6 +78,7 @@ extension Text {
                         + "longest \(Units.milliseconds(pull.faultMaxUs / 1000)); "
                         + "\(Units.milliseconds(pull.stallMs)) of waiting in all"
                 ))
+            if let prefetch = pull.prefetch { rows += foreseen(prefetch) }
         }
         if let verified = summary.verifiedPages {
             let repaired = summary.repairedPages ?? 0
@@ -87,6 +88,25 @@ extension Text {
             let hot = summary.hotPages.map { ", \(Units.count($0)) hot pages kept for the switch" } ?? ""
             let fence = summary.fenceMs.map { ", fence \(Units.milliseconds($0))" } ?? ""
             rows.append(("port", port.rawValue + hot + fence))
+        }
+        return rows
+    }
+
+    private static func foreseen(_ prefetch: PrefetchSummary) -> [(String, String)] {
+        var rows = [
+            (
+                "pushed",
+                "\(Units.count(prefetch.recordedPages)) pages used before, \(Units.count(prefetch.trendPages)) by trend, "
+                    + "\(Units.count(prefetch.nearPages)) near touched ones, \(Units.count(prefetch.restPages)) others"
+            )
+        ]
+        if prefetch.recordMs > 0 {
+            rows.append(
+                (
+                    "recorded",
+                    "\(Units.count(prefetch.recordPages)) pages in \(Units.milliseconds(prefetch.recordMs)); page tables "
+                        + "emptied in \(Units.milliseconds(prefetch.zapMs)), looks \(Units.milliseconds(prefetch.looksMs))"
+                ))
         }
         return rows
     }

@@ -67,7 +67,7 @@ extension Problem {
         switch code {
         case "vm-unknown", "job-unknown", "host-unknown", "route-unknown": .notFound
         case "vm-exists", "vm-busy", "vm-not-running", "vm-still-running", "vm-unresponsive", "already-managed",
-            "job-final", "job-committed", "job-not-in-doubt", "qmp-busy":
+            "job-final", "job-committed", "job-not-in-doubt", "job-incoming", "postcopy-not-possible", "qmp-busy":
             .conflict
         case "request-malformed", "name-invalid", "command-empty", "command-malformed", "memory-malformed",
             "memory-unknown", "address-invalid":

@@ -61,6 +61,9 @@ extension APIServer {
             APIRoute(.post, "/v1/migrations/{id}/abort") { _, context in
                 try .json(await migrations.abort(context.parameters.require("id")))
             },
+            APIRoute(.post, "/v1/migrations/{id}/postcopy") { _, context in
+                try .json(await migrations.moveNow(context.parameters.require("id")))
+            },
             APIRoute(.post, "/v1/migrations/{id}/resolve") { request, context in
                 let decision = try await request.json(ResolveRequest.self, context)
                 return try .json(await migrations.resolve(context.parameters.require("id"), commit: decision.commit))

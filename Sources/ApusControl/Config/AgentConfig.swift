@@ -1,3 +1,5 @@
+public import ApusMemory
+
 /// Everything an agent can be told. The keys in a file are the property names.
 public struct AgentConfig: Codable, Sendable, Equatable {
     public struct API: Codable, Sendable, Equatable {
@@ -31,6 +33,12 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public var lineTableMiB: Int?
         /// Pages that the guest writes in every round wait until they cool, or until the switch.
         public var holdHotPages: Bool = true
+        /// For how long it is recorded what a VM uses before it moves in mode `postcopy`, in milliseconds; 0: not at all.
+        public var recordMs: Double = 1000
+        /// What it does not use travels meanwhile.
+        public var sendWhileRecording: Bool = true
+        /// What decides the order of pages that nobody has asked for.
+        public var prefetch: Prefetch = .trend
         public init() {}
     }
 

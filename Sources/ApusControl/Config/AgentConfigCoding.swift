@@ -84,6 +84,9 @@ extension AgentConfig.Migrate {
         var reader = try AgentConfig.reader(decoder, "migrate.")
         try reader.take("lineTableMiB", into: &lineTableMiB)
         try reader.take("holdHotPages", into: &holdHotPages)
+        try reader.take("recordMs", into: &recordMs)
+        try reader.take("sendWhileRecording", into: &sendWhileRecording)
+        try reader.take("prefetch", into: &prefetch)
         try reader.finish()
     }
 }
@@ -94,6 +97,8 @@ extension AgentConfig {
     }
 
     public static let lanesMax = 16
+    /// The VM runs on a little slower as long as it is recorded what it uses.
+    public static let recordMsMax = 10_000.0
     /// Hashes for the largest VM, 16 TiB, take 1 TiB.
     public static let lineTableMiBMax = 1 << 20
 
@@ -115,6 +120,11 @@ extension AgentConfig {
                 "config-invalid",
                 "migrate.lineTableMiB is \(mebibytes); it can be 1 to \(Self.lineTableMiBMax).",
                 advice: "Leave it out for no cap. To send whole pages always, use `apus migrate --mode plain`.")
+        }
+        guard (0...Self.recordMsMax).contains(migrate.recordMs) else {
+            throw Problem(
+                "config-invalid",
+                "migrate.recordMs is \(migrate.recordMs); it can be 0 (not at all) to \(Int(Self.recordMsMax)).")
         }
         for (name, path) in [
             ("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory),

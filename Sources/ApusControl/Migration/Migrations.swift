@@ -132,6 +132,21 @@ public actor Migrations {
         return status
     }
 
+    /// Has a job of mode `hybrid` move its guest now, whatever of its memory has not travelled.
+    public func moveNow(_ id: String) async throws -> JobStatus {
+        let status = try await board.status(id)
+        guard !status.phase.isFinal else {
+            throw Problem("job-over", "Job \(id) has ended already: \(status.phase.rawValue).")
+        }
+        guard let migration = outgoing[id] else {
+            throw Problem(
+                "job-incoming", "Job \(id) brings \(status.vm) to this host; its source decides when it moves.",
+                advice: "Ask the agent at \(status.peer).")
+        }
+        try await migration.moveNow()
+        return status
+    }
+
     /// The operator's verdict on a job in doubt whose other host is gone for good.
     public func resolve(_ id: String, commit: Bool) async throws -> JobStatus {
         let status = try await board.status(id)

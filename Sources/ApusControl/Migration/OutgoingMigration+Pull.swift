@@ -76,7 +76,7 @@ extension OutgoingMigration {
     func openService() async throws {
         let server: PullServer
         if let memory {
-            server = makeServer(memory.layout, memory.serverPorts)
+            server = makeServer(memory.layout, memory.serverPorts, memory.recorded)
         } else if let fetchable {
             server = makeServer(fetchable.layout, fetchable.ports)
         } else {
@@ -86,10 +86,46 @@ extension OutgoingMigration {
         try await dialService(server, token)
     }
 
-    private func makeServer(_ layout: Layout, _ ports: [BlockPort]) -> PullServer {
-        PullServer(layout: layout, ports: ports, bytesPerS: request.bandwidthMBps.map { $0 * 1e6 }) { [self] in
-            Task { await self.loseLink() }
+    /// - Parameter recorded: what the guest used before it moved; a restarted agent does not know it any more.
+    private func makeServer(
+        _ layout: Layout, _ ports: [BlockPort], _ recorded: Monitor<RecordOutcome> = Monitor(RecordOutcome())
+    ) -> PullServer {
+        PullServer(
+            layout: layout, ports: ports, bytesPerS: request.bandwidthMBps.map { $0 * 1e6 },
+            prefetch: services.config.migrate.prefetch, recorded: recorded
+        ) { [self] in Task { await self.loseLink() } }
+    }
+
+    /// The operator does not want to wait for more of the memory to travel.
+    func moveNow() throws(Problem) {
+        let vm = request.vm
+        guard let mode = request.mode, pull != .nothing else {
+            throw Problem(
+                "postcopy-not-possible",
+                "\(vm) moves in mode \((request.mode ?? .dsm).rawValue): all its memory must be there before it does.",
+                advice: "Abort the job and begin it again with --mode hybrid.")
         }
+        guard let transfer, session.state == .transferring else {
+            let isEarly = session.phase == .preparing
+            throw Problem(
+                "postcopy-not-possible",
+                isEarly ? "\(vm) is not being sent yet." : "\(vm) is moving already: \(session.phase.rawValue).",
+                advice: isEarly ? "Ask again in a moment." : nil)
+        }
+        // By the stream port an open gate is all it takes: what QEMU sends from then on stays.
+        if transfer.isDirect { transfer.flow.moveNow() } else { gateOpens(predictedDowntimeMs: nil) }
+        status.notes.append("\(vm) was told to move at once (mode \(mode.rawValue)).")
+    }
+
+    /// What is told of the order in which pages were given.
+    func prefetchSummary() -> PrefetchSummary? {
+        guard let server else { return nil }
+        let counts = server.prefetched()
+        if let lack = counts.lack {
+            status.notes.append(
+                "What \(request.vm) used before it moved could not be recorded as it should be. \(lack).")
+        }
+        return PrefetchSummary(counts)
     }
 
     private func dialService(_ server: PullServer, _ token: Token) async throws {
@@ -179,5 +215,15 @@ extension PullSummary {
             missingPages: counts.missingAtFlip, faultedPages: counts.faultedPages, pushedPages: counts.pushedPages,
             faults: counts.faults, faultP50Us: counts.faultP50Us, faultP99Us: counts.faultP99Us,
             faultMaxUs: counts.faultMaxUs, stallMs: counts.stallMs, wholeMs: counts.wholeMs)
+        faultHistogram = counts.faultHistogram
+    }
+}
+
+extension PrefetchSummary {
+    init(_ counts: PrefetchCounts) {
+        self.init(
+            order: counts.order.rawValue, nearPages: counts.nearPages, trendPages: counts.trendPages,
+            recordedPages: counts.recordedPages, restPages: counts.restPages, lateFaults: counts.lateFaults,
+            recordPages: counts.recordPages, recordMs: counts.recordMs, zapMs: counts.zapMs, looksMs: counts.looksMs)
     }
 }

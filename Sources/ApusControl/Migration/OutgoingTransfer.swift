@@ -318,7 +318,11 @@ extension FlowOptions {
     init(for request: MigrateRequest, _ config: AgentConfig.Migrate) {
         self.init(
             bytesPerS: request.bandwidthMBps.map { $0 * 1e6 }, maxDowntimeMs: Double(request.maxDowntimeMs))
-        if request.mode == .plain { lineBytes = nil }
+        // In mode postcopy no page travels twice.
+        if request.mode == .plain || request.mode == .postcopy { lineBytes = nil }
+        if request.mode == .postcopy, config.recordMs > 0 {
+            record = RecordOptions(msMax: config.recordMs, sendsMeanwhile: config.sendWhileRecording)
+        }
         if let mebibytes = config.lineTableMiB { lineTableBytesMax = mebibytes << 20 }
         holdsHotPages = config.holdHotPages
         verifies = request.verify ?? false

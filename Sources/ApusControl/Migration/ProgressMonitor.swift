@@ -175,6 +175,7 @@ extension OutgoingMigration {
         // With pages fetched afterwards it is done when the last one has come.
         summary.totalMs = (marks.pull == nil ? marks.running ?? Instant.now() : Instant.now()).ms(since: started)
         summary.pull = marks.pull.map { PullSummary($0) }
+        if summary.pull != nil { summary.pull?.prefetch = prefetchSummary() }
         summary.downtimeMs = marks.downtimeMs
         summary.downtimeParts = marks.parts
         summary.qemuDowntimeMs = marks.qemuDowntimeMs

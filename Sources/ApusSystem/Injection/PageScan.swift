@@ -14,6 +14,8 @@ internal import Glibc
         case written
         /// Something else than the page of zeros that stands for memory never used; write markers may be among it.
         case populated
+        /// In the process's page tables.
+        case present
     }
 
     static func open(pid: Int32) throws(SystemError) -> PageScan {
@@ -35,7 +37,12 @@ internal import Glibc
     borrowing func each(
         _ kind: Kind, in area: WriteTracker.Area, protecting: Bool = false, _ body: (UInt64, UInt64) -> Void
     ) throws(SystemError) {
-        let category = kind == .written ? CAPUS_SCAN_WRITTEN : CAPUS_SCAN_POPULATED
+        let category =
+            switch kind {
+            case .written: CAPUS_SCAN_WRITTEN
+            case .populated: CAPUS_SCAN_POPULATED
+            case .present: CAPUS_SCAN_PRESENT
+            }
         let end = area.address + area.byteCount
         var at = area.address
         while at < end {

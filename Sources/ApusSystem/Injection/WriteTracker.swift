@@ -21,12 +21,12 @@ public final class WriteTracker: Sendable {
         }
     }
 
-    private let areas: [Area]
+    let areas: [Area]
     private let journal: String
     let injector: Injector
     /// Our copy of the descriptor.
     private let faults: Descriptor
-    private let scan: Mutex<PageScan>
+    let scan: Mutex<PageScan>
     private let isAttached = Mutex(true)
 
     private init(

@@ -57,7 +57,7 @@ public enum ResidencePayload {
     }
 }
 
-/// Pages that somebody waits for: runs of u32 first page, u32 pages; the one that was touched is in the first.
+/// Pages that somebody waits for: runs of u32 first page, u32 pages.
 public enum WantedPayload {
     public static let runsMax = 64
     public static let bytesMax = runsMax * 8

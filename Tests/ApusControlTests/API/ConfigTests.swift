@@ -1,5 +1,6 @@
 import ApusAPI
 import ApusControl
+import ApusMemory
 import Foundation
 import Logging
 import Synchronization
@@ -22,7 +23,7 @@ import Testing
             runDirectory: /r
             api: {socket: /x.sock, listen: "127.0.0.1:8080"}
             link: {listen: "10.0.0.1:7000", lanes: 4, insecure: true}
-            migrate: {lineTableMiB: 64, holdHotPages: false}
+            migrate: {lineTableMiB: 64, holdHotPages: false, recordMs: 700, sendWhileRecording: false, prefetch: near}
             ramDirectory: /ram
             hosts: {b: 10.0.0.2, c: "10.0.0.3:7500"}
             logFormat: json
@@ -37,6 +38,9 @@ import Testing
         wanted.link.insecure = true
         wanted.migrate.lineTableMiB = 64
         wanted.migrate.holdHotPages = false
+        wanted.migrate.recordMs = 700
+        wanted.migrate.sendWhileRecording = false
+        wanted.migrate.prefetch = .near
         wanted.ramDirectory = "/ram"
         wanted.hosts = ["b": "10.0.0.2", "c": "10.0.0.3:7500"]
         wanted.logFormat = .json
@@ -55,6 +59,7 @@ import Testing
             ("api: {tcp: 1}", "config-key-unknown", "\"api.tcp\""),
             ("migrate: {lineTable: 1}", "config-key-unknown", "\"migrate.lineTable\""),
             ("migrate: {lineTableMiB: 64M}", "config-invalid", "migrate.lineTableMiB"),
+            ("migrate: {prefetch: all}", "config-invalid", "migrate.prefetch"),
             ("link: {lanes: many}", "config-invalid", "link.lanes"),
             ("logFormat: xml", "config-invalid", "logFormat"), ("a: [", "config-invalid", "f"),
         ])

@@ -33,6 +33,7 @@ import Yams
         ("ResolveRequest", Samples.resolve), ("JobStatus", Samples.job(.completed)), ("JobProgress", Samples.progress),
         ("JobSummary", Samples.summary), ("DowntimePart", Samples.summary.downtimeParts[0]),
         ("FormCount", Samples.summary.forms[0]), ("LineSummary", Samples.lines), ("PullSummary", Samples.pull),
+        ("PrefetchSummary", Samples.prefetch),
         ("PlanRequest", Samples.planRequest), ("PlanReport", Samples.plan), ("PlanOption", Samples.planOption),
         ("PlanRange", Samples.planOption.totalMs),
     ]

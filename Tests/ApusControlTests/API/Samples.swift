@@ -45,9 +45,18 @@ enum Samples {
     static let lines = LineSummary(
         lineBytes: 128, pages: 900, changedLines: 1800, wireBytes: 240_000, samePages: 100, tableBytes: 14_200_000)
 
-    static let pull = PullSummary(
-        missingPages: 98_000, faultedPages: 6_000, pushedPages: 92_000, faults: 420, faultP50Us: 310, faultP99Us: 2_900,
-        faultMaxUs: 8_100, stallMs: 190, wholeMs: 3_200)
+    static let prefetch = PrefetchSummary(
+        order: "trend", nearPages: 3_100, trendPages: 11_800, recordedPages: 9_900, restPages: 67_200, lateFaults: 12,
+        recordPages: 10_200, recordMs: 306.9, zapMs: 31.2, looksMs: 21.9)
+
+    static var pull: PullSummary {
+        var pull = PullSummary(
+            missingPages: 98_000, faultedPages: 6_000, pushedPages: 92_000, faults: 420, faultP50Us: 310,
+            faultP99Us: 2_900, faultMaxUs: 8_100, stallMs: 190, wholeMs: 3_200)
+        pull.faultHistogram = [0, 0, 0, 0, 9, 87, 240, 84]
+        pull.prefetch = prefetch
+        return pull
+    }
 
     static var summary: JobSummary {
         var summary = JobSummary()

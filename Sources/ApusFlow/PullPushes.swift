@@ -1,0 +1,195 @@
+internal import ApusCodec
+internal import ApusFabric
+internal import ApusMemory
+internal import ApusSystem
+internal import ApusWire
+internal import Synchronization
+
+/// What is left to push, and on which connection: the thread of a broken one must not take pages out of it.
+struct PushesDue: Sendable {
+    let owner: Socket
+    var order: PushOrder
+}
+
+/// The push connection of a ``PullServer``. What somebody waits for shares the link, so frames are small, and few of them are
+/// in flight.
+struct PullPushes: ~Copyable {
+    private var sender: FrameSender
+    private var receiver: FrameReceiver
+    private var pages: PullSender
+    private var encoder: LaneEncoder
+    private var meter: LinkMeter
+    private var pacer: Pacer
+    private var window = PushWindow()
+    private var isFull = false
+    /// Frames that are not credited yet: what had been sent with them, and when.
+    private var inFlight: [(endBytes: UInt64, sentNs: UInt64)] = []
+    private let due: Monitor<PushesDue?>
+    private let clock: GuestClock
+    private var sentBytes: UInt64 = 0
+    private var creditedBytes: UInt64 = 0
+
+    /// Link time of one frame: what is urgent may have to wait for it.
+    private static let frameNs = 130_000.0
+    private static let framePagesMin = 2
+    /// As for a lane.
+    private static let assumedBytesPerNs = 0.125
+
+    init(
+        _ connection: consuming Connection, _ reader: GuestReader, _ counters: LaneCounters,
+        _ due: Monitor<PushesDue?>, _ clock: GuestClock, _ bytesPerS: Double?
+    ) {
+        let squeezes = connection.features.isSuperset(of: [.lz4, .zstd])
+        sender = connection.sender
+        receiver = connection.receiver
+        pages = PullSender(reader, counters)
+        encoder = LaneEncoder(
+            LaneShare(lane: 0, lanes: 1), .init(squeezes: squeezes, lineBytes: nil, tableBytesMax: 0),
+            cpuNs: Instant.threadCPUNs)
+        meter = LinkMeter(nowNs: Instant.now().ns, assumedBytesPerNs: Self.assumedBytesPerNs)
+        pacer = Pacer(bytesPerS: bytesPerS)
+        self.due = due
+        self.clock = clock
+    }
+
+    /// - Parameters:
+    ///   - makeOrder: from what the destination lacks.
+    ///   - counts: told what was taken out of it.
+    mutating func run(
+        _ mayPush: Latch, _ isCurrent: () -> Bool, _ makeOrder: (PageSet) -> PushOrder, _ counts: PushCounters
+    ) throws(FabricError) {
+        let missing = try learnMissing()
+        let socket = sender.socket
+        due.update { if isCurrent() { $0 = PushesDue(owner: socket, order: makeOrder(missing)) } }
+        mayPush.wait()
+        while let run = take(socket) {
+            counts.add(run)
+            // A stripe may hold the end of one block and the beginning of the next.
+            var page = run.first
+            let end = run.first + PageNumber(run.count)
+            while page < end {
+                guard let index = pages.reader.layout.block(of: page) else { throw .unreadable(page: page) }
+                let block = pages.reader.layout.blocks[index]
+                let part = Int(min(end, block.firstPage + block.pageCount) - page)
+                let added = try pages.add(page, part)
+                page += PageNumber(added)
+                if added < part || pages.batch.dataPages >= framePages { try send() }
+            }
+        }
+        try send()
+        // Until the destination says on the control connection that it is whole, this one stays.
+        while try receiver.receive() != nil {}
+    }
+
+    private func take(_ socket: Socket) -> PushOrder.Run? {
+        let limit = max(1, framePages - pages.batch.dataPages)
+        return due.update { due in
+            due?.owner === socket ? due?.order.next(ms: clock.ms, limit: limit) : nil
+        }
+    }
+
+    private var framePages: Int {
+        let pages = Int(meter.bytesPerNs * Self.frameNs) / Limits.pageBytes
+        return min(max(pages, Self.framePagesMin), Limits.batchPages)
+    }
+
+    private mutating func learnMissing() throws(FabricError) -> PageSet {
+        var missing = PageSet(pageCount: pages.reader.layout.pageCount)
+        while true {
+            guard let frame = try receiver.receive() else { throw .closed }
+            guard frame.kind == .residence else { throw .frame(.unexpectedKind(frame.kind)) }
+            do throws(FrameError) {
+                if try ResidencePayload.take(receiver.payload, into: &missing) { return missing }
+            } catch { throw .frame(error) }
+        }
+    }
+
+    private mutating func send() throws(FabricError) {
+        guard pages.batch.hasRecords() else { return }
+        while let frame = encoder.next(&pages.batch, linkBytesPerNs: meter.bytesPerNs, nowNs: Instant.now().ns) {
+            guard case .pages(let result) = frame else { continue }
+            let startNs = try waitForLink(FrameHeader.byteCount + result.headBytes + result.rawBytes)
+            let bytes = try PullSender.transmit(
+                &sender, PullServer.pushLane, encoder.pages.head, pages.batch, result)
+            let nowNs = Instant.now().ns
+            if nowNs - startNs > 1_000_000 { meter.waited(ns: nowNs - startNs) }
+            meter.tick(nowNs: nowNs)
+            sentBytes += UInt64(bytes)
+            inFlight.append((sentBytes, startNs))
+            pages.counters.wireBytes.add(bytes)
+            pages.counters.count(result)
+            pages.counters.cpuNs.set(Instant.threadCPUNs())
+        }
+        pages.batch.reset()
+    }
+
+    /// - Returns: the time when the frame may go.
+    private mutating func waitForLink(_ length: Int) throws(FabricError) -> UInt64 {
+        while try receiver.receiveIfAny() != nil { try takeCredit() }
+        while !encoder.flight.hasRoom
+            || (sentBytes > creditedBytes && sentBytes - creditedBytes + UInt64(length) > UInt64(window.bytes))
+        {
+            isFull = true
+            let startNs = Instant.now().ns
+            guard try receiver.receive() != nil else { throw .closed }
+            try takeCredit()
+            meter.waited(ns: Instant.now().ns - startNs)
+        }
+        let delayNs = pacer.delayNs(for: length, nowNs: Instant.now().ns)
+        if delayNs > 0 {
+            pause(ms: Double(delayNs) / 1e6)
+            meter.waited(ns: delayNs)
+        }
+        return Instant.now().ns
+    }
+
+    private mutating func takeCredit() throws(FabricError) {
+        guard receiver.payload.byteCount == 16 else {
+            throw .frame(.wrongLength(kind: .credit, length: receiver.payload.byteCount))
+        }
+        let bytes = receiver.payload.littleEndian(at: 0, as: UInt64.self)
+        guard bytes >= creditedBytes, bytes <= sentBytes,
+            encoder.confirm(upTo: receiver.payload.littleEndian(at: 8, as: UInt64.self))
+        else { throw .frame(.badPayload(.credit, "\(bytes) bytes of \(sentBytes) sent")) }
+        meter.credited(bytes - creditedBytes)
+        creditedBytes = bytes
+        let nowNs = Instant.now().ns
+        while let frame = inFlight.first, frame.endBytes <= bytes {
+            inFlight.removeFirst()
+            window.credited(
+                tookNs: nowNs - frame.sentNs, isFull: isFull, inFlight: inFlight.count, nowNs: nowNs)
+            isFull = false
+        }
+        pages.counters.linkBytesPerS.set(UInt64(meter.bytesPerNs * 1e9))
+    }
+}
+
+/// Time as the guest knows it: it stands still until the guest runs again.
+final class GuestClock: Sendable {
+    private let startNs = Atomic<UInt64>(0)
+
+    func start() { _ = startNs.compareExchange(expected: 0, desired: Instant.now().ns, ordering: .relaxed) }
+    var ms: Double {
+        let start = startNs.now
+        return start == 0 ? 0 : Double(Instant.now().ns - start) / 1e6
+    }
+}
+
+/// Pages that were pushed, by what brought them forward; read by anyone.
+final class PushCounters: Sendable {
+    let near = Atomic<UInt64>(0)
+    let trend = Atomic<UInt64>(0)
+    let recorded = Atomic<UInt64>(0)
+    let rest = Atomic<UInt64>(0)
+    /// Touched pages that were on their way already when they were asked for.
+    let late = Atomic<UInt64>(0)
+
+    func add(_ run: PushOrder.Run) {
+        switch run.reason {
+        case .near: near.add(run.count)
+        case .trend: trend.add(run.count)
+        case .recorded: recorded.add(run.count)
+        case .rest: rest.add(run.count)
+        }
+    }
+}

@@ -1,0 +1,31 @@
+/// Which pages a guest has used, in the order of the first use: what it is likely to use next.
+///
+/// ```
+///   epoch (one look)     5 ms          10 ms         15 ms            what was used in it for the first time
+///   runs                 7-9 80        10-14 81      15-19            ascending: within an epoch the order is not known
+/// ```
+public struct AccessRecord: Equatable, Sendable {
+    public struct Run: Equatable, Sendable {
+        public var first: PageNumber
+        public var count: UInt32
+        /// Since the beginning of the record.
+        public var ms: Float
+    }
+
+    /// Runs of one epoch are together, ascending; no page is in two.
+    public private(set) var runs: [Run] = []
+    public private(set) var pageCount = 0
+    /// From its beginning to the last look.
+    public private(set) var lengthMs: Float = 0
+
+    public init() {}
+
+    /// What one look has found.
+    public mutating func add(_ epoch: [(first: PageNumber, count: Int)], ms: Float) {
+        lengthMs = ms
+        for run in epoch {
+            runs.append(Run(first: run.first, count: UInt32(run.count), ms: ms))
+            pageCount += run.count
+        }
+    }
+}

@@ -1,0 +1,115 @@
+import ApusMemory
+import Testing
+
+@testable import ApusFlow
+
+@Suite struct PushWindowTests {
+    /// A link of some rate and length behind one queue, and a sender that keeps its window full.
+    private struct Link {
+        let bytesPerNs: Double
+        let wayNs: Double
+        /// Milliseconds for which the receiver's processor is busy with something else, every 4 ms.
+        var busyNs = 0.0
+
+        /// - Returns: bytes per nanosecond that got through, and nanoseconds in the queue on average, once it has settled.
+        func run(ms: Double) -> (bytesPerNs: Double, queueNs: Double) {
+            var window = PushWindow()
+            let frame = 16_384.0
+            var inFlight: [(credit: Double, sent: Double)] = []
+            var (nowNs, freeAt, sentBytes, queued, frames) = (0.0, 0.0, 0.0, 0.0, 0)
+            while nowNs < ms * 1e6 {
+                if Double(inFlight.count + 1) * frame <= window.bytes {
+                    let begins = max(nowNs, freeAt)
+                    freeAt = begins + frame / bytesPerNs
+                    var credit = freeAt + wayNs
+                    let phase = credit.truncatingRemainder(dividingBy: 4e6)
+                    if phase < busyNs { credit += busyNs - phase }
+                    inFlight.append((credit, nowNs))
+                    if nowNs > ms * 5e5 {
+                        sentBytes += frame
+                        queued += begins - nowNs
+                        frames += 1
+                    }
+                } else {
+                    let first = inFlight.removeFirst()
+                    nowNs = max(nowNs, first.credit)
+                    window.credited(
+                        tookNs: UInt64(nowNs - first.sent), isFull: true, inFlight: inFlight.count, nowNs: UInt64(nowNs)
+                    )
+                }
+            }
+            return (sentBytes / (ms * 5e5), queued / Double(max(frames, 1)))
+        }
+    }
+
+    @Test(arguments: [(0.125, 100_000.0), (0.125, 5_000_000.0), (1.25, 50_000.0), (0.0125, 1_000_000.0)])
+    func theLinkIsFullAndTheQueueShort(bytesPerNs: Double, wayNs: Double) {
+        let (rate, queueNs) = Link(bytesPerNs: bytesPerNs, wayNs: wayNs).run(ms: 3000)
+        #expect(rate > 0.9 * bytesPerNs, "\(rate)")
+        // The queue may be as long as allowed, or as one frame.
+        let allowed = max(Double(PushWindow.queueNs), PushWindow.bytesMin / bytesPerNs)
+        #expect(queueNs < 2 * allowed, "\(queueNs / 1e6) ms")
+    }
+
+    @Test func aBusyReceiverDoesNotCloseTheWindow() {
+        let (rate, _) = Link(bytesPerNs: 0.125, wayNs: 100_000, busyNs: 500_000).run(ms: 3000)
+        #expect(rate > 0.75 * 0.125, "\(rate)")
+    }
+
+    @Test func aLongerWayIsNoticed() {
+        var window = PushWindow()
+        var nowNs: UInt64 = 0
+        func credit(_ tookNs: UInt64, _ times: Int) {
+            for _ in 0..<times {
+                nowNs += 1_000_000
+                window.credited(tookNs: tookNs, isFull: true, inFlight: 0, nowNs: nowNs)
+            }
+        }
+        credit(200_000, 200)
+        let before = window.bytes
+        // Taken for a queue at first.
+        credit(2_000_000, 500)
+        #expect(window.bytes == PushWindow.bytesMin && before > window.bytes)
+        credit(2_000_000, 20_000)
+        #expect(window.bytes > 4 * PushWindow.bytesMin)
+    }
+}
+
+@Suite struct RecordWindowTests {
+    private func lengthMs(_ window: RecordWindow, _ newPages: (_ ms: Double) -> Int) -> Double {
+        var window = window
+        var ms = 0.0
+        while !window.isOver {
+            ms += 5
+            window.found(newPages(ms), ms: ms)
+        }
+        return ms
+    }
+
+    @Test func itEndsWhenNothingNewComes() {
+        let flat = lengthMs(RecordWindow(msMax: 5000, pagesMax: 1 << 20)) { $0 < 300 ? 100 : 2 }
+        #expect(flat > 300 && flat < 450)
+        let endless = lengthMs(RecordWindow(msMax: 1000, pagesMax: 1 << 20)) { _ in 100 }
+        #expect(endless == 1000)
+        let large = lengthMs(RecordWindow(msMax: 5000, pagesMax: 2000)) { _ in 100 }
+        #expect(large == 100)
+        // A guest that does nothing.
+        let idle = lengthMs(RecordWindow(msMax: 5000, pagesMax: 2000)) { _ in 0 }
+        #expect(idle < 200)
+    }
+
+    @Test func coldPagesAreThoseNotUsedYet() {
+        var used = PageSet(pageCount: 1000)
+        used.insert(first: 10, count: 5)
+        var cold = ColdPages([(0, 100), (400, 1), (640, 70)])
+        func next() -> [Int]? { cold.next(besides: used).map { [Int($0.first), $0.count] } }
+        #expect(next() == [0, 10])
+        #expect(next() == [15, 49])
+        used.insert(first: 70, count: 100)
+        #expect(next() == [64, 6])
+        #expect(next() == [400, 1])
+        #expect(next() == [640, 64])
+        #expect(next() == [704, 6])
+        #expect(next() == nil)
+    }
+}
