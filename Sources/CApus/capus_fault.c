@@ -137,7 +137,7 @@ int64_t capus_pagemap_scan(int fd, enum capus_scan_kind kind, int protect, uint6
         scan.mask = scan.returned = IS_PRESENT;
     } else {
         scan.any_of = IS_PRESENT | IS_SWAPPED;
-        scan.mask = scan.inverted = IS_ZERO_PAGE;
+        if (kind == CAPUS_SCAN_POPULATED) scan.mask = scan.inverted = IS_ZERO_PAGE;
         scan.returned = IS_PRESENT;
     }
     int found = ioctl(fd, SCAN_REQUEST, &scan);

@@ -84,6 +84,42 @@ struct PagerTests {
         #expect(target.isWell())
     }
 
+    /// Private memory is dropped within the process: what was there, and be it the page of zeros, is missing afterwards.
+    @Test(.timeLimit(.minutes(1))) func privateMemoryIsEmptied() throws {
+        let target = try WriteTarget()
+        try target.standStill()
+        let memory = ProcessWindow(
+            pid: target.pid, address: target.anonymous.address, byteCount: target.anonymous.byteCount)
+        func isZero(_ page: UInt64) throws -> Bool {
+            var room = PageBuffer(byteCount: 4096)
+            try memory.copyOut(at: page * 4096, byteCount: 4096, to: &room, bufferOffset: 0)
+            return room.bytes.isAllZero
+        }
+        for page in 0..<8 as Range<UInt64> { try target.write(at: page * 4096) }
+        try target.discard(at: 6 * 4096)
+        #expect(try isZero(6), "reading it makes the page of zeros")
+        let pager = try Pager.enter(pid: target.pid, areas: [target.anonymous], journal: target.journal)
+        try pager.arm()
+        func pages(_ first: UInt64, _ count: UInt64) -> Pager.Area {
+            .init(address: target.anonymous.address + first * 4096, byteCount: count * 4096)
+        }
+        try pager.empty([pages(2, 3), pages(6, 1)])
+        for page in [3, 6] as [UInt64] {
+            let toucher = try touch(target, at: page * 4096)
+            #expect(try nextFault(pager) == page * 4096)
+            try pager.fillZero(0, at: page * 4096, byteCount: 4096)
+            toucher.join()
+        }
+        // What was not named stays, and nobody waits for it.
+        #expect(try !isZero(1) && !isZero(5))
+        try target.write(at: 4096)
+        try pager.fill(0, at: 2 * 4096, page(9).bytes)
+        try pager.fill(0, at: 4 * 4096, page(9).bytes)
+        try pager.leave()
+        #expect(target.userfaultfds == [])
+        #expect(target.isWell())
+    }
+
     /// The agent is killed with a question in hand; its successor goes on.
     @Test(.timeLimit(.minutes(1))) func aSuccessorGoesOn() throws {
         let (target, first, window) = try makeTarget(pages: 64)

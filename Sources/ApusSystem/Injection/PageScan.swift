@@ -16,6 +16,17 @@ internal import Glibc
         case populated
         /// In the process's page tables.
         case present
+        /// Something at all, and be it the page of zeros: who touches it goes on.
+        case there
+
+        fileprivate var category: capus_scan_kind {
+            switch self {
+            case .written: CAPUS_SCAN_WRITTEN
+            case .populated: CAPUS_SCAN_POPULATED
+            case .present: CAPUS_SCAN_PRESENT
+            case .there: CAPUS_SCAN_THERE
+            }
+        }
     }
 
     static func open(pid: Int32) throws(SystemError) -> PageScan {
@@ -37,18 +48,12 @@ internal import Glibc
     borrowing func each(
         _ kind: Kind, in area: WriteTracker.Area, protecting: Bool = false, _ body: (UInt64, UInt64) -> Void
     ) throws(SystemError) {
-        let category =
-            switch kind {
-            case .written: CAPUS_SCAN_WRITTEN
-            case .populated: CAPUS_SCAN_POPULATED
-            case .present: CAPUS_SCAN_PRESENT
-            }
         let end = area.address + area.byteCount
         var at = area.address
         while at < end {
             // SAFETY: the kernel fills at most `regionsMax` regions and says how many.
             let found = unsafe capus_pagemap_scan(
-                pagemap.number, category, protecting ? 1 : 0, &at, end, regions, Self.regionsMax)
+                pagemap.number, kind.category, protecting ? 1 : 0, &at, end, regions, Self.regionsMax)
             if found == Int64(-EINTR) { continue }
             guard found >= 0 else { throw SystemError("PAGEMAP_SCAN", code: Int32(-found)) }
             for index in 0..<Int(found) {

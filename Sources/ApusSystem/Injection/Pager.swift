@@ -86,7 +86,7 @@ public final class Pager: Sendable {
     }
 
     /// Drops pages of private memory, so that they are missing; those of a file go with ``GuestWindow/punch(at:byteCount:)``.
-    /// Blocks for some ten microseconds for each range.
+    /// Most of what is missing was never there, and is left alone: every call stops a thread of the process.
     ///
     /// - Parameter ranges: whole pages of the process, each within one area.
     public func empty(_ ranges: [Area]) throws(InjectionError) {
@@ -98,7 +98,16 @@ public final class Pager: Sendable {
             else { preconditionFailure("a range lies in an area") }
             check(area, at: range.address - areas[area].address, range.byteCount)
         }
-        try injector.call(ranges.map { InjectedCall.advise($0, MADV_DONTNEED) })
+        var calls: [InjectedCall] = []
+        do throws(SystemError) {
+            let scan = try PageScan.open(pid: pid)
+            for range in ranges {
+                try scan.each(.there, in: range) { address, byteCount in
+                    calls.append(.advise(Area(address: address, byteCount: byteCount), MADV_DONTNEED))
+                }
+            }
+        } catch { throw error.code == ESRCH ? .processGone(pid: pid) : .refused(pid: pid, error) }
+        try injector.call(calls)
     }
 
     /// Fills whole pages at `offset` of an area and wakes who waits for them. Pages that are there stay as they are.

@@ -16,6 +16,7 @@ enum capus_scan_kind {
     CAPUS_SCAN_WRITTEN = 1,    // written since it was last protected
     CAPUS_SCAN_POPULATED = 2,  // present, or swapped out, and not the zero page
     CAPUS_SCAN_PRESENT = 3,    // in the page tables
+    CAPUS_SCAN_THERE = 4,      // present, the zero page too, or swapped out: a touch does not find it missing
 };
 
 // Tries all that is declared here on a page of its own: 0, or errno of what failed (EINVAL, ENOTTY: an older kernel).
