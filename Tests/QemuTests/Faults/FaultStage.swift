@@ -61,7 +61,7 @@ final class FaultStage {
 
     private init(
         _ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, _ mode: ApusPeer.Mode?, _ workload: Workload,
-        reconnectS: Double?
+        reconnectS: Double?, recordMs: Double?
     ) {
         self.lab = lab
         self.mode = mode
@@ -70,20 +70,25 @@ final class FaultStage {
         self.pair = pair
         var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
         peer.reconnectS = reconnectS
+        peer.recordMs = recordMs
         self.peer = peer
     }
 
     /// Runs `body` with two agents and, unless told otherwise, a guest on the first.
     ///
-    /// - Parameter reconnectS: the agents' link.reconnectS; nil: the default.
+    /// - Parameters:
+    ///   - reconnectS: the agents' link.reconnectS; nil: the default.
+    ///   - recordMs: their migrate.recordMs.
     static func with(
         guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto,
         mode: ApusPeer.Mode? = nil, workload: Workload = FaultStage.workload, reconnectS: Double? = nil,
+        recordMs: Double? = nil,
         _ body: (FaultStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
             let stage = FaultStage(
-                lab, try await HostPair.make(in: lab, rate: rate), port, mode, workload, reconnectS: reconnectS)
+                lab, try await HostPair.make(in: lab, rate: rate), port, mode, workload, reconnectS: reconnectS,
+                recordMs: recordMs)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)
