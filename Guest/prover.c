@@ -13,12 +13,15 @@
 // exactly so many lines change. Pattern `redis` has its pages, of prove.value bytes each, in Debian's redis-server in
 // the same guest: what is proved there is the memory of a program that knows nothing of all this.
 //
+// Patterns `scan`, `strided`, `zipf`, `random` and `phases` visit pages in an order: they read some words of each and
+// compare them, and rewrite one page in SET_EVERY. `phases` changes its order every PHASE_MS.
+//
 // Lines on the serial console, each written by one write(2):
 //   R pattern=… region=… hot=… rate=… seed=… disk=…         the region is filled; proving begins
 //   T <sequence> <monotonic ns> <work so far>               every prove.tick milliseconds, from a thread of its own
 //   V <pass> ok|BAD <pages checked> <page writes so far>    every page has been compared once more
 //   BAD page=… word=… want=… got=… version=… inpage=…       at most MAX_BAD lines a pass
-// Work is page writes; with `redis` it is answered requests, one in SET_EVERY of them a write.
+// Work is page writes, or visits; with `redis` it is answered requests, one in SET_EVERY of them a write.
 //
 // Parameters come from the kernel command line; see parameters() for names and defaults.
 #define _GNU_SOURCE
@@ -46,8 +49,10 @@ enum { PAGE = 4096, WORDS = PAGE / 8, LINE_WORDS = 8, MAX_BAD = 16, VOCABULARY =
 enum { BURST = 32, CHECK_SLICE = 16, SET_EVERY = 10 };  // done at once: writes, and checks, never more; redis: reads and writes
 #define MS 1000000ull
 
-enum pattern { INCOMPRESSIBLE, COMPRESSIBLE, FEW, READMOSTLY, IDLE, REDIS };
-static const char *const pattern_names[] = {"incompressible", "compressible", "few", "readmostly", "idle", "redis"};
+enum { STRIDE = 8, PHASE_MS = 400, VISITED_WORDS = 8 };
+enum pattern { INCOMPRESSIBLE, COMPRESSIBLE, FEW, READMOSTLY, IDLE, REDIS, SCAN, STRIDED, ZIPF, RANDOM, PHASES };
+static const char *const pattern_names[] = {"incompressible", "compressible", "few", "readmostly", "idle", "redis",
+                                            "scan", "strided", "zipf", "random", "phases"};
 
 static struct {
     enum pattern pattern;
@@ -210,6 +215,48 @@ static void check_words(uint64_t page, uint32_t version, const uint64_t *got) {
     }
 }
 
+// ---- Visits ---------------------------------------------------------------------------------------------------------
+
+static bool visits(void) { return prove.pattern >= SCAN; }
+
+// Half of all goes to the first 2 of every 2^16 pages, half of the rest to the next 6 …, as with zipf's exponent of about 1:
+// a power of two is chosen evenly, then a page below it. Places are scattered, so that neighbours do not go together.
+static uint64_t zipf_page(void) {
+    uint64_t bits = 0;
+    while (hot_count >> (bits + 1)) bits++;
+    uint64_t limit = 1ull << (next(&random_state) >> 20) % (bits + 1);
+    return mix((next(&random_state) >> 16) % limit) % hot_count;
+}
+
+static uint64_t page_of_visit(uint64_t visit) {
+    enum pattern order = prove.pattern;
+    static const enum pattern phases[] = {SCAN, RANDOM, STRIDED, ZIPF};
+    if (order == PHASES) order = phases[now() / (PHASE_MS * MS) % 4];
+    switch (order) {
+    case SCAN: return visit % hot_count;
+    // Every page once in STRIDE passes.
+    case STRIDED: return (visit * STRIDE % hot_count + visit * STRIDE / hot_count % STRIDE) % hot_count;
+    case ZIPF: return zipf_page();
+    default: return random_hot_page();
+    }
+}
+
+// A look at the beginning is enough to be there; every word is compared in passes, as always.
+static void visit_some(uint64_t count) {
+    static uint64_t visit;
+    for (uint64_t i = 0; i < count; i++, visit++) {
+        uint64_t page = page_of_visit(visit);
+        if (visit % SET_EVERY == 0) {
+            write_page(page);
+        } else {
+            unsigned words = page_words;
+            page_words = VISITED_WORDS;
+            check_words(page, version_of[page], pages[page]);
+            page_words = words;
+        }
+    }
+}
+
 // ---- Pages that a server keeps --------------------------------------------------------------------------------------
 
 // Requests of one burst and what their answers must be. They travel together and are answered in order, so a GET after
@@ -342,6 +389,8 @@ static void work(void) {
         }
         if (prove.pattern == REDIS) {
             serve(owed);
+        } else if (visits()) {
+            visit_some(owed);
         } else {
             for (uint64_t i = 0; i < owed; i++) write_page(random_hot_page());
         }

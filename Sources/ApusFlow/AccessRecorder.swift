@@ -43,8 +43,8 @@ struct RecordWindow: Sendable {
     private(set) var isOver = false
 
     static let sliceMs = 50.0
-    /// A slice with less than this share of the first one's new pages.
-    static let flatShare = 0.1
+    /// A slice with no more than this share of the first one's new pages, which is a burst.
+    static let flatShare = 0.03
 
     init(msMax: Double, pagesMax: Int) {
         self.msMax = msMax

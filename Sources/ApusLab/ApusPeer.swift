@@ -21,6 +21,13 @@ public struct ApusPeer: Sendable {
     public var lanes: Int?
     /// `migrate.holdHotPages` of both agents.
     public var holdsHotPages = true
+    /// `migrate.recordMs` of both agents; nil: their default.
+    public var recordMs: Double?
+    /// Nothing travels while it is recorded what the guest uses: `migrate.sendWhileRecording: false`.
+    public var isFaithful = false
+    /// `migrate.prefetch` of both agents; nil: their default.
+    public var prefetch: Prefetch?
+    public enum Prefetch: String, Sendable, CaseIterable { case sweep, near, recorded, trend }
     /// `migrate.lineTableMiB` of both agents; nil: no cap.
     public var lineTableMiB: Int?
     public var maxDowntimeMs = 300
@@ -39,7 +46,11 @@ public struct ApusPeer: Sendable {
 
     /// Takes port and mode from a name: `apus`, `apus-PORT`, `apus-MODE`, `apus-MODE-PORT`; `rebase` as the port is the
     /// direct one of a VM that is re-backed. A port without a mode means plain pages, so that what `apus-direct` measures
-    /// does not change with the default mode. `-nohold` at the end of any of them: hot pages are not kept back.
+    /// does not change with the default mode. Behind it, in this order:
+    ///
+    ///     sweep, near, recorded, trend     how pages are foreseen; with the first two nothing is recorded
+    ///     faithful                         nothing travels while it is recorded what the guest uses
+    ///     nohold                           hot pages are not kept back
     ///
     /// - Returns: nil for another name.
     public static func named(_ name: String, program: String, qemu: String) -> ApusPeer? {
@@ -56,6 +67,15 @@ public struct ApusPeer: Sendable {
             peer.mode = peer.mode ?? .plain
             words.removeFirst()
         }
+        if let prefetch = words.first.flatMap(Prefetch.init(rawValue:)) {
+            peer.prefetch = prefetch
+            if prefetch == .sweep || prefetch == .near { peer.recordMs = 0 }
+            words.removeFirst()
+        }
+        if words.first == "faithful" {
+            peer.isFaithful = true
+            words.removeFirst()
+        }
         if words.first == "nohold" {
             peer.holdsHotPages = false
             words.removeFirst()
@@ -68,6 +88,8 @@ public struct ApusPeer: Sendable {
         var words = ["apus"]
         if let mode, mode != .plain || port == nil { words.append(mode.rawValue) }
         if let port { words.append(rebases ? "rebase" : port.rawValue) }
+        if let prefetch { words.append(prefetch.rawValue) }
+        if isFaithful { words.append("faithful") }
         if !holdsHotPages { words.append("nohold") }
         return words.joined(separator: "-") + (lanes.map { " \($0) lane\($0 == 1 ? "" : "s")" } ?? "")
     }
@@ -92,6 +114,8 @@ public struct ApusPeer: Sendable {
         let link = [lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" }].compactMap(\.self)
         let migrate = [
             holdsHotPages ? nil : "  holdHotPages: false\n", lineTableMiB.map { "  lineTableMiB: \($0)\n" },
+            prefetch.map { "  prefetch: \($0)\n" }, recordMs.map { "  recordMs: \($0)\n" },
+            isFaithful ? "  sendWhileRecording: false\n" : nil,
         ].compactMap(\.self)
         let sections = [("link", link), ("migrate", migrate)].map { $1.isEmpty ? "" : "\($0):\n" + $1.joined() }
         let text = (ramDirectory.map { "ramDirectory: \($0)\n" } ?? "") + sections.joined()
@@ -142,6 +166,7 @@ public struct ApusPeer: Sendable {
         outcome.reportedDowntimeMs = job.summary?.downtimeMs
         outcome.rounds = job.summary?.rounds
         outcome.bytesAfterRound1 = history.bytesAfterRound1
+        outcome.pull = job.summary?.pull
         try await meter.stop(into: &outcome)
         // The kernel's count of the whole agent; its own count of this job only if there is no other.
         outcome.agentCPUSource =

@@ -81,6 +81,21 @@ public struct ConsoleTrace: Sendable, Equatable {
         return (Double(last.work - first.work) + Double(first.work - before.work) * part)
             / (last.arrived - start).inSeconds
     }
+
+    /// From the first tick until the first tenth of a second in which the guest works at this speed; nil: there is none.
+    public func recoveryMs(to workPerS: Double) -> Double? {
+        guard let first = ticks.first else { return nil }
+        var end = 0
+        for start in ticks {
+            while end < ticks.count, ticks[end].arrived - start.arrived < .milliseconds(100) { end += 1 }
+            guard end < ticks.count else { return nil }
+            let seconds = (ticks[end].arrived - start.arrived).inSeconds
+            if Double(ticks[end].work - start.work) / seconds >= workPerS {
+                return (start.arrived - first.arrived).milliseconds
+            }
+        }
+        return nil
+    }
 }
 
 /// How the guest went through a migration, from the ticks at both consoles.

@@ -1,3 +1,5 @@
+public import ApusAPI
+
 /// What one migration cost and did, whoever made it. Everything that compares peers reads this.
 public struct Outcome: Sendable, Equatable, Codable {
     public var peer: String
@@ -22,6 +24,11 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var rounds: Int?
     /// Bytes that the mover put on the link after its first pass over all memory: what the guest's writing costs.
     public var bytesAfterRound1: UInt64?
+    /// What was fetched after the switch; nil: nothing, or the mover does not say.
+    public var pull: PullSummary?
+    /// From the guest's first tick at the destination until it works at 95 % of its speed before; nil: it has no work, or
+    /// did not come to it while it was watched.
+    public var recoveryMs: Double?
     /// Full checks by the guest that began after the switch, and pages it found wrong.
     public var checksAfter = 0
     /// Ticks the guest gave at the destination.
@@ -67,5 +74,6 @@ public struct Outcome: Sendable, Equatable, Codable {
         // In post-copy the guest runs at the destination before the migration is over: count there what is "during".
         speedDuring = source.workPerS(from: moving, to: ended) ?? destination.workPerS(from: moving, to: ended)
         speedAfter = destination.workPerS(from: ended, to: ended + .seconds(3))
+        recoveryMs = speedBefore.flatMap { $0 > 0 ? destination.recoveryMs(to: 0.95 * $0) : nil }
     }
 }

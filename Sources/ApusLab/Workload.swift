@@ -2,6 +2,8 @@
 public struct Workload: Sendable, Equatable, Codable {
     public enum Pattern: String, Sendable, Codable, CaseIterable {
         case incompressible, compressible, few, readmostly, idle, redis
+        /// Pages are visited in an order, nine in ten only read.
+        case scan, strided, zipf, random, phases
     }
 
     /// Where QEMU keeps guest RAM.
@@ -21,7 +23,7 @@ public struct Workload: Sendable, Equatable, Codable {
     public var regionMiB = 128
     /// The part of the region that is rewritten at random.
     public var hotMiB = 32
-    /// Page writes (`redis`: requests) per second; 0: as fast as the guest can.
+    /// Page writes (`redis`: requests; orders: visits) per second; 0: as fast as the guest can.
     public var pagesPerS = 1500
     /// Per cent of the CPU that checking may take; nil: what suits the pattern.
     public var checkShare: Int?

@@ -10,14 +10,24 @@ extension Workload {
     ]
 
     /// Every name that `named` knows; `lines-N` stands for `lines-1` to `lines-64`.
-    public static let names = (standard + [idleCache, fewBytes, redis]).map(\.name) + ["lines-N"]
+    public static let names = others.map(\.name) + ["lines-N"]
+    private static let others = standard + [idleCache, fewBytes, redis] + orders
+
+    /// What a post-copy is compared by: 8,000 visits a second of 128 MiB, whose order is all that differs.
+    public static let orders = [Pattern.scan, .strided, .zipf, .random, .phases].map { pattern in
+        var workload = Workload(name: pattern.rawValue, pattern: pattern)
+        workload.hotMiB = 128
+        workload.pagesPerS = 8_000
+        workload.checkShare = 5
+        return workload
+    }
 
     public static func named(_ name: String) -> Workload? {
         if name.hasPrefix("lines-") {
             guard let lines = Int(name.dropFirst("lines-".count)), (1...64).contains(lines) else { return nil }
             return changing(lines: lines)
         }
-        return (standard + [idleCache, fewBytes, redis]).first { $0.name == name }
+        return others.first { $0.name == name }
     }
 
     /// `lines-N`: 10,000 times a second one page of a hot 64 MiB changes one word in each of N lines of 64 bytes, and

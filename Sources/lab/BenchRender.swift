@@ -29,25 +29,34 @@ struct BenchRender: ParsableCommand {
 
 extension Report {
     func print() {
-        Swift.print(plainTable([.total, .move, .wire, .later, .downtime, .reported, .rounds, .speed, .wrong]))
+        let brief: [Measure] = [
+            .total, .move, .wire, .later, .downtime, .reported, .rounds, .speed, .recovery, .faults, .faultP50,
+            .faultP99,
+            .stall, .wrong,
+        ]
+        Swift.print(plainTable(brief.filter(isMeasured)))
     }
 
     /// What the full tables show.
     private static let measures: [Measure] = [
-        .total, .move, .wire, .later, .downtime, .reported, .rounds, .work, .speed, .speedAfter, .agents, .qemus,
-        .wrong,
+        .total, .move, .wire, .later, .downtime, .reported, .rounds, .work, .speed, .speedAfter, .recovery, .faults,
+        .faultP50, .faultP99, .stall, .agents, .qemus, .wrong,
     ]
+
+    /// Some peer of some workload has it.
+    private func isMeasured(_ measure: Measure) -> Bool { outcomes.contains { measure.value($0) != nil } }
 
     /// results.json, results.md and chart.svg.
     func write(into output: String) throws {
         let chart = Chart(self, title: "A proving 512 MB guest moves: Apus beside QEMU's own migration")
-        try write(markdown: markdown(Self.measures), svg: chart.svg, into: output)
+        try write(markdown: markdown(Self.measures.filter(isMeasured)), svg: chart.svg, into: output)
     }
 
     /// The same for a sweep over changed lines: its tables before all others, its curves as the chart.
     func writeSweep(into output: String) throws {
         let sweep = LinesSweep(self)
-        try write(markdown: sweep.markdown + "\n" + markdown(Self.measures), svg: sweep.svg, into: output)
+        try write(
+            markdown: sweep.markdown + "\n" + markdown(Self.measures.filter(isMeasured)), svg: sweep.svg, into: output)
     }
 
     private func write(markdown: String, svg: String, into output: String) throws {

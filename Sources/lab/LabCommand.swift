@@ -6,7 +6,7 @@ import Foundation
 struct LabCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "lab", abstract: "Real guests, real QEMUs, real links. Started by ./dev.",
-        subcommands: [Demo.self, Bench.self, Soak.self])
+        subcommands: [Demo.self, Bench.self, Soak.self, Trace.self])
 
     /// Runs `body` in a task that Ctrl-C cancels, so that every laboratory in it is cleared away.
     static func interruptible<Result: Sendable>(_ body: @escaping @Sendable () async throws -> Result) async throws

@@ -120,4 +120,17 @@ import Testing
         let speed = try #require(source.workPerS(from: origin + .milliseconds(510), to: origin + .milliseconds(1510)))
         #expect(abs(speed - 600 / 0.99) < 1e-6)
     }
+
+    @Test func tellsWhenTheGuestIsAsFastAgain() throws {
+        var trace = ConsoleTrace()
+        // 20 units a second at first; from 300 ms on 1000.
+        for (index, ms) in stride(from: 0, through: 800, by: 10).enumerated() {
+            let work = ms < 300 ? ms / 50 : 6 + ms - 300
+            trace.feed("T \(index) 0 \(work)\n".utf8, arrived: origin + .milliseconds(ms))
+        }
+        #expect(abs(try #require(trace.recoveryMs(to: 950)) - 300) <= 10)
+        #expect(trace.recoveryMs(to: 15) == 0)
+        #expect(trace.recoveryMs(to: 2000) == nil)
+        #expect(ConsoleTrace().recoveryMs(to: 1) == nil)
+    }
 }

@@ -113,23 +113,13 @@ struct EnteredQemu {
         let qmp = try await QMPClient.connect(path: lab.path("qmp.sock"))
         lab.later("monitor") { await qmp.close() }
         try await console.verdicts(1, seconds: 90)
-        let memory = try #require(try area(of: process.pid, byteCount: UInt64(workload.memoryKiB) << 10))
+        let memory = try #require(
+            try WriteTracker.Area.mapping(of: process.pid, byteCount: UInt64(workload.memoryKiB) << 10))
         return EnteredQemu(pid: process.pid, memory: memory, qmp: qmp, console: console)
     }
 
     /// The guest checks all its memory twice from now on: the second pass began after now.
     func proves() async throws {
         try await console.verdicts(console.trace.verdicts.count + 2, seconds: 120)
-    }
-
-    /// The mapping of exactly this length.
-    static func area(of pid: Int32, byteCount: UInt64) throws -> WriteTracker.Area? {
-        for line in try ProcFile.read("/proc/\(pid)/maps").split(separator: "\n") {
-            let bounds = line.prefix { $0 != " " }.split(separator: "-").compactMap { UInt64($0, radix: 16) }
-            if bounds.count == 2, bounds[1] - bounds[0] == byteCount {
-                return WriteTracker.Area(address: bounds[0], byteCount: byteCount)
-            }
-        }
-        return nil
     }
 }

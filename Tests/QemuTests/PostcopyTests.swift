@@ -64,9 +64,13 @@ extension RealGuests {
                 let pull = try #require(job.summary?.pull)
                 print("\(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
                 // QEMU silences the guest for some milliseconds before it stops it: the last round may have got all.
-                #expect(mode == "postcopy" ? pull.missingPages > 10_000 : pull.missingPages < 10_000)
+                #expect(mode == "postcopy" ? pull.missingPages > 1000 : pull.missingPages < 10_000)
                 #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
                 #expect(mode == "hybrid" || (pull.faults > 0 && pull.stallMs > 0))
+                let prefetch = try #require(pull.prefetch)
+                #expect(
+                    prefetch.order == "trend" && (prefetch.recordPages > 500) == (mode == "postcopy"), "\(prefetch)")
+                #expect(pull.faultHistogram?.reduce(0, +) == pull.faults)
                 try await expectProof(at: destination)
                 #expect(try await userfaultfds(in: destination) == 0)
                 #expect(!destination.machineFiles().contains { $0.contains("pull.") || $0.contains("journal") })

@@ -78,7 +78,7 @@ extension RealGuests {
                 try await stage.source.kill()
                 let qmp = try await QMPClient.connect(path: stage.monitor)
                 let bytes = UInt64(RebaseStage.workload.memoryKiB) << 10
-                let area = try #require(try EnteredQemu.area(of: stage.pid, byteCount: bytes))
+                let area = try #require(try WriteTracker.Area.mapping(of: stage.pid, byteCount: bytes))
                 let rebase = try MemoryRebase.begin(
                     pid: stage.pid, area: area, journal: "\(stage.source.run)/vms/\(RebaseStage.vm)/write-tracker.json")
                 #expect(try rebase.prepare())

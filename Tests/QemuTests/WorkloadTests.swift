@@ -82,6 +82,8 @@ import Testing
         ("apus-dsm-stream", ["--port", "stream", "--mode", "dsm"]),
         ("apus-dsm-direct", ["--port", "direct", "--mode", "dsm"]),
         ("apus-dsm-stream-nohold", ["--port", "stream", "--mode", "dsm"]),
+        ("apus-postcopy-sweep", ["--mode", "postcopy"]),
+        ("apus-postcopy-trend-faithful-nohold", ["--mode", "postcopy"]),
     ])
     func aNameChoosesPortAndMode(_ name: String, _ options: [String]) throws {
         let peer = try #require(apus(name))
@@ -91,6 +93,7 @@ import Testing
 
     @Test(arguments: [
         "", "plain", "apus-", "apus-fast", "apus-direct-dsm", "apus-dsm-direct-x", "apus-nohold-direct", "qemu-direct",
+        "apus-postcopy-faithful-trend",
     ])
     func otherNamesAreNoPeers(_ name: String) { #expect(apus(name) == nil) }
 
@@ -105,6 +108,13 @@ import Testing
         peer.holdsHotPages = false
         peer.lineTableMiB = 2
         #expect(peer.configuration == "link:\n  lanes: 1\nmigrate:\n  holdHotPages: false\n  lineTableMiB: 2\n")
+    }
+
+    @Test func foreseeingIsConfigured() throws {
+        let plain = try #require(apus("apus-postcopy-sweep"))
+        #expect(plain.configuration == "migrate:\n  prefetch: sweep\n  recordMs: 0.0\n")
+        let faithful = try #require(apus("apus-postcopy-recorded-faithful"))
+        #expect(faithful.configuration == "migrate:\n  prefetch: recorded\n  sendWhileRecording: false\n")
     }
 
     @Test(arguments: [(nil, 32), (1, 1), (3, 2), (256, 256)])

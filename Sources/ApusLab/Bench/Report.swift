@@ -1,3 +1,4 @@
+internal import ApusAPI
 public import Foundation
 
 /// All runs of a comparison and what they were made on; the JSON file, and the source of table and chart.
@@ -27,6 +28,11 @@ public struct Report: Sendable, Equatable, Codable {
         case work = "guest work/s before"
         case speed = "guest speed during, %"
         case speedAfter = "guest speed after, %"
+        case recovery = "95 % speed after ms"
+        case faults
+        case faultP50 = "fault p50 ms"
+        case faultP99 = "fault p99 ms"
+        case stall = "stalled ms"
         case agents = "agent CPU s"
         case qemus = "QEMU CPU s"
         case wrong = "pages wrong"
@@ -44,6 +50,11 @@ public struct Report: Sendable, Equatable, Codable {
             case .work: outcome.speedBefore.flatMap { $0 > 0 ? $0 : nil }
             case .speed: share(outcome.speedDuring, of: outcome.speedBefore)
             case .speedAfter: share(outcome.speedAfter, of: outcome.speedBefore)
+            case .recovery: outcome.recoveryMs
+            case .faults: outcome.pull.map { Double($0.faults) }
+            case .faultP50: outcome.pull.map { $0.faultP50Us / 1000 }
+            case .faultP99: outcome.pull.map { $0.faultP99Us / 1000 }
+            case .stall: outcome.pull.map(\.stallMs)
             case .agents: sum(outcome.agentCPUSource, outcome.agentCPUDestination)
             case .qemus: sum(outcome.qemuCPUSource, outcome.qemuCPUDestination)
             case .wrong: outcome.failure == nil ? Double(outcome.pagesWrong) : nil

@@ -61,7 +61,7 @@ final class FaultStage {
 
     private init(
         _ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, _ mode: ApusPeer.Mode?, _ workload: Workload,
-        reconnectS: Double?, ramDirectory: String?
+        reconnectS: Double?, ramDirectory: String?, recordMs: Double?
     ) {
         self.lab = lab
         self.mode = mode
@@ -71,6 +71,7 @@ final class FaultStage {
         var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
         peer.reconnectS = reconnectS
         peer.ramDirectory = ramDirectory
+        peer.recordMs = recordMs
         self.peer = peer
     }
 
@@ -79,16 +80,17 @@ final class FaultStage {
     /// - Parameters:
     ///   - reconnectS: the agents' link.reconnectS; nil: the default.
     ///   - ramDirectory: the agents' ramDirectory; nil: the default.
+    ///   - recordMs: their migrate.recordMs.
     static func with(
         guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto,
         mode: ApusPeer.Mode? = nil, workload: Workload = FaultStage.workload, reconnectS: Double? = nil,
-        ramDirectory: String? = nil,
+        ramDirectory: String? = nil, recordMs: Double? = nil,
         _ body: (FaultStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
             let stage = FaultStage(
                 lab, try await HostPair.make(in: lab, rate: rate), port, mode, workload, reconnectS: reconnectS,
-                ramDirectory: ramDirectory)
+                ramDirectory: ramDirectory, recordMs: recordMs)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)

@@ -7,7 +7,7 @@ extension RealGuests {
     /// What goes wrong while a guest runs at its destination and most of its memory is still at its source.
     @Suite(.enabled(if: HostPair.canMakeNamespaces, "needs root")) struct PullFaultTests {
         @Test(.timeLimit(.minutes(3))) func nothingIsLostWhilePagesFollow() async throws {
-            try await FaultStage.with(mode: .postcopy) { stage in
+            try await FaultStage.with(mode: .postcopy, recordMs: 0) { stage in
                 try await pull("kill -9 destination agent", stage) {
                     try await stage.destination.kill()
                     // Its guest stands still where it touches a missing page, and goes on.
@@ -33,7 +33,7 @@ extension RealGuests {
         }
 
         @Test(.timeLimit(.minutes(3))) func theNetworkFailsWhilePagesFollow() async throws {
-            try await FaultStage.with(mode: .postcopy) { stage in
+            try await FaultStage.with(mode: .postcopy, recordMs: 0) { stage in
                 try await pull("link down for 7 s", stage) {
                     try await stage.pair.setLink(up: false)
                     try await ContinuousClock().sleep(for: .seconds(7))
@@ -49,7 +49,7 @@ extension RealGuests {
 
         /// Until the commit point missing pages change nothing: the guest stays.
         @Test(.timeLimit(.minutes(3))) func beforeTheCommitTheGuestStays() async throws {
-            try await FaultStage.with(mode: .postcopy) { stage in
+            try await FaultStage.with(mode: .postcopy, recordMs: 0) { stage in
                 try await fault("abort", FaultMoment.stopped) {
                     let job = try await stage.begin(.stopped)
                     try await stage.source.apus(["job", "abort", job.id])
@@ -84,7 +84,7 @@ extension RealGuests {
 
         /// Both copies of the missing pages are gone: the job says so, and the guest is left as it is.
         @Test(.timeLimit(.minutes(2))) func theMissingPagesAreLost() async throws {
-            try await FaultStage.with(mode: .postcopy) { stage in
+            try await FaultStage.with(mode: .postcopy, recordMs: 0) { stage in
                 try await fault("kill -9 source agent and QEMU", "while pages follow") {
                     let job = try await stage.beginPull()
                     let pid = try #require(try await stage.source.qemuPID(of: FaultStage.vm))
