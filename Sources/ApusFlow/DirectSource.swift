@@ -10,6 +10,8 @@ internal import ApusWire
 ///   round 1   pages that the file has                         (a hole is zero at the destination already)
 ///   round n   scan: written since the last scan, protected again in one step -> ready, held
 ///             ready travels, held waits                        rounds shrink; the gate looks after every scan
+///             pages are counted in between, so the curve of the guest's writing is known when the first pass ends
+///   ladder    a guest that is too fast is slowed down, or what is left is fetched afterwards; see SwitchGate
 ///   gate      report(.converged); QEMU is told to migrate its device state and stops the guest by itself. If it sends
 ///             pages too it migrates from the beginning, and is let go on to its end now
 ///   last      guest stopped, I/O drained: scan, everything travels, then fence, then device state
@@ -30,8 +32,13 @@ struct DirectSource: ~Copyable {
     private var open: BatchSlots
     private var rounds: DirtyRounds
     private var gate: SwitchGate
+    private var looks: RoundLooks
+    private var ratio = EncodingRatio()
     private let maxDowntimeMs: Double
     private let pull: FlowOptions.Pull
+    private let brake: Brake?
+    /// What is left when the guest stops is fetched.
+    private var handsOver: Bool
     /// nil: no page is held back.
     private var room: HoldRoom?
     private let closing: Closing
@@ -74,9 +81,14 @@ struct DirectSource: ~Copyable {
         rounds = DirtyRounds(pageCount: memory.layout.pageCount)
         maxDowntimeMs = options.maxDowntimeMs
         pull = options.pull
+        handsOver = pull == .rest
+        brake = options.brake
+        looks = RoundLooks(memory.tracker, brake)
         room = options.holdsHotPages ? HoldRoom() : nil
         closing = Closing(memory)
-        gate = SwitchGate(maxDowntimeMs: options.maxDowntimeMs)
+        gate = SwitchGate(
+            maxDowntimeMs: options.maxDowntimeMs, ladder: options.ladder, fixedMs: options.fixedDowntimeMs,
+            history: options.history)
     }
 
     /// Runs until the guest is stopped and all its memory is queued, or until the flow is over.
@@ -90,29 +102,23 @@ struct DirectSource: ~Copyable {
         // What was requested before the tracker was there is finished before the first page is read.
         if try stopRequests() { try resumeGuest() }
         // The first scan tells what was written since the tracker was attached, just now.
-        var scanned = Instant.now()
-        try sendAllData()
+        _ = looks.close()
+        guard try sendAllData() else { return try handOverEarly() }
         var waitMs = 0.0
         var lastReady = Int.max
         var isOpen = false
         while true {
             own.cpuNs.set(Instant.threadCPUNs())
-            switch orders.next(afterMs: waitMs) {
+            switch try nextOrder(afterMs: waitMs) {
             case .over: return
-            case .last:
-                // QEMU has stopped the guest and finished its requests.
-                try scan(holdLimit: 0)
-                // Even when it is empty: the destination waits for it.
-                if pull == .rest { return orders.finished(rest: rounds.ready) }
-                try sendReady()
-                return orders.finished()
+            case .last: return try finish()
             case .round: break
             }
             progress.round.add(1)
-            let sinceMs = Instant.now().ms(since: scanned)
-            scanned = Instant.now()
             let limit = holdLimit()
             let wasStopped = try stopRequests()
+            let sinceMs = looks.sinceScanMs
+            let ranMs = looks.close()
             let written: Int
             do throws(FlowFailure) { written = try scan(holdLimit: limit) } catch {
                 // The job may be over already, and nobody else resumes the guest then.
@@ -123,22 +129,91 @@ struct DirectSource: ~Copyable {
             let perS = Double(written) / max(sinceMs, 0.1) * 1000
             progress.dirtyPagesPerS.set(UInt64(perS))
             progress.heldPages.set(UInt64(rounds.heldCount))
+            saw(.init(endMs: looks.elapsedMs, spanMs: ranMs, pages: Double(written)))
             let sample = sample(pagesPerS: perS)
             let predictedMs = gate.forecast(sample).downtimeMs
             progress.predictedDowntimeUs.set(UInt64(predictedMs * 1000))
             let isShrinking = Double(rounds.readyCount) < 0.7 * Double(lastReady)
             // What does not get less by another round is fetched.
-            let opens = !isOpen && (gate.shouldOpen(sample) || (pull == .rest && !isShrinking))
-            isOpen = isOpen || opens
+            let decision = isOpen ? .wait : pull == .rest && !isShrinking ? .handOver : gate.decide(sample)
+            if case .slowDown(let share) = decision { slowDown(share) }
+            if decision == .open, gate.needsHardStop(sample) { slowDown(Brake.hardest) }
+            note(decision, gate.shortfall(sample))
+            if decision == .refuse { return }
             lastReady = max(rounds.readyCount, 1)
-            try sendReady()
+            // What is written again and again is not sent once more before it is fetched.
+            if decision == .handOver && pull != .rest { rounds.putBack() } else { try sendReady(untilDue: isOpen) }
             waitForLanes()
-            if opens { report(.converged(predictedDowntimeMs: predictedMs)) }
+            if decision == .open || decision == .handOver {
+                isOpen = true
+                handsOver = handsOver || decision == .handOver
+                report(.converged(predictedDowntimeMs: handsOver ? gate.fixedMs : predictedMs))
+            }
+            // A guest that stands still half the time is not let wait.
             waitMs =
                 isOpen
-                ? closing.roundMs ?? .infinity
-                : isShrinking ? 0 : Self.steadyRoundMs - Instant.now().ms(since: scanned)
+                ? handsOver && pull == .ifNeeded ? .infinity : closing.roundMs ?? .infinity
+                : isShrinking || gate.slowed > 0 ? 0 : Self.steadyRoundMs - looks.sinceScanMs
         }
+    }
+
+    /// QEMU has stopped the guest and finished its requests.
+    private mutating func finish() throws(FlowFailure) {
+        brake?.release()
+        try scan(holdLimit: 0)
+        if handsOver { return orders.finished(rest: rounds.ready) }
+        try sendReady()
+        // Even when it is empty: the destination waits for it.
+        orders.finished(rest: pull == .ifNeeded ? PageSet(pageCount: layout.pageCount) : nil)
+    }
+
+    /// The deadline does not leave the time to send all memory before the guest moves.
+    private mutating func handOverEarly() throws(FlowFailure) {
+        handsOver = true
+        let sample = sample(pagesPerS: 0)
+        note(.handOver, gate.shortfall(sample))
+        report(.converged(predictedDowntimeMs: SwitchGate.fixedMs))
+        if orders.next(afterMs: .infinity) == .last { try finish() }
+    }
+
+    private func note(_ decision: SwitchGate.Decision, _ shortfall: Shortfall) {
+        progress.writing.update { $0.shortfall = shortfall }
+        if decision != .wait { report(.decided(decision, shortfall)) }
+    }
+
+    private func slowDown(_ share: Double) {
+        do { try brake?.set(share) } catch {
+            // It runs on as fast as it did, and the gate takes the next rung.
+            brake?.release()
+        }
+    }
+
+    // MARK: Looks at the guest's writing
+
+    private mutating func saw(_ look: WorkingSetHistory.Look) {
+        gate.saw(look)
+        let (history, curve) = (gate.history, gate.curve)
+        progress.writing.update { ($0.history, $0.curve) = (history, curve) }
+    }
+
+    private mutating func lookIfDue() throws(FlowFailure) {
+        let look: (seen: WorkingSetHistory.Look, isNews: Bool)?
+        do throws(SystemError) { look = try looks.look() } catch { throw Self.untold(error) }
+        guard let look else { return }
+        progress.dirtyPagesPerS.set(UInt64(look.seen.pages / max(looks.sinceScanMs, 0.1) * 1000))
+        if look.isNews { saw(look.seen) }
+    }
+
+    /// Waits for the next round, with a look at the guest now and then.
+    private mutating func nextOrder(afterMs waitMs: Double) throws(FlowFailure) -> DirectOrders.Next {
+        let due = Instant.now().adding(ms: waitMs.isFinite ? waitMs : 0)
+        while waitMs.isFinite {
+            let leftMs = due.ms(since: Instant.now())
+            let next = orders.next(afterMs: min(leftMs, RoundLooks.longestMs))
+            if next != .round || leftMs <= RoundLooks.longestMs { return next }
+            try lookIfDue()
+        }
+        return orders.next(afterMs: waitMs)
     }
 
     /// Nothing travels before the guest is stopped; then all that it has is the rest.
@@ -166,33 +241,46 @@ struct DirectSource: ~Copyable {
         return all
     }
 
-    private mutating func sendAllData() throws(FlowFailure) {
+    /// - Returns: false: the guest must move before all has travelled; what has not counts as written.
+    private mutating func sendAllData() throws(FlowFailure) -> Bool {
         let all = try dataRuns()
         var left = all.reduce(into: UInt64(0)) { $0 += UInt64($1.count) }
         progress.remainingPages.set(left)
+        progress.dataPages.set(left)
+        var isCutShort = false
         for range in all {
             var page = range.first
             let end = range.first + PageNumber(range.count)
             while page < end {
+                if isCutShort {
+                    rounds.insert(first: page, count: Int(end - page))
+                    break
+                }
                 // To the end of the stripe: one lane.
                 let count = min(end, (page | 63) + 1) - page
                 try send(page, Int(count))
                 left -= UInt64(count)
                 progress.remainingPages.set(left)
                 page += count
-                if orders.isOver { return }
+                if orders.isOver { return true }
+                try lookIfDue()
+                isCutShort = gate.mustHandOver(elapsedMs: looks.elapsedMs)
             }
         }
         try flush()
+        return !isCutShort
     }
 
-    private mutating func sendReady() throws(FlowFailure) {
+    /// - Parameter untilDue: the guest may be stopped by now. Then what is left joins the last scan.
+    private mutating func sendReady(untilDue: Bool = false) throws(FlowFailure) {
         var left = UInt64(rounds.readyCount + rounds.heldCount)
         let ready = rounds.ready
         try ready.forEachStripeRun { (first, count) throws(FlowFailure) in
+            if untilDue && orders.isDue { return rounds.insert(first: first, count: count) }
             try send(first, count)
             left -= UInt64(count)
             progress.remainingPages.set(left)
+            try lookIfDue()
         }
         progress.remainingPages.set(left)
         try flush()
@@ -245,13 +333,15 @@ struct DirectSource: ~Copyable {
         let blocks = layout.blocks
         do throws(SystemError) {
             try Self.collect(memory.tracker, blocks, into: &rounds)
-        } catch {
-            throw FlowFailure("direct", "The pages that the guest has written cannot be told any more: \(error).")
-        }
+        } catch { throw Self.untold(error) }
         let heldBefore = rounds.heldCount
         let written = rounds.close(holdLimit: holdLimit)
         room?.measured(again: rounds.againCount, of: heldBefore)
         return written
+    }
+
+    private static func untold(_ error: SystemError) -> FlowFailure {
+        FlowFailure("direct", "The pages that the guest has written cannot be told any more: \(error).")
     }
 
     /// True: the guest was stopped and must go on as soon as the scan is done, whatever became of the scan.
@@ -292,17 +382,25 @@ struct DirectSource: ~Copyable {
     }
 
     /// What would be left if the guest were stopped when this round's pages are out.
-    private func sample(pagesPerS: Double) -> GateSample {
+    private mutating func sample(pagesPerS: Double) -> GateSample {
         let flow = flowSample()
         let link = max(Double(flow.linkBytesPerS), 1)
         let pageBytes = Double(Limits.pageBytes)
         var sample = GateSample()
+        sample.elapsedMs = looks.elapsedMs
         sample.round = Int(progress.round.now)
         sample.linkBytesPerS = link
-        sample.ratio = flow.dataPages == 0 ? 1 : min(1.1, Double(flow.wireBytes) / (Double(flow.dataPages) * pageBytes))
+        sample.ratio = ratio.take(wireBytes: flow.wireBytes, pages: flow.dataPages)
+        sample.noticeMs = closing.unsentMs
+        sample.canSlowDown = brake.map { $0.failure == nil } ?? false
+        if !sample.canSlowDown { gate.cannotSlowDown() }
         let sendMs = Double(rounds.readyCount) * pageBytes * sample.ratio / link * 1000
-        let written = min(pagesPerS * (sendMs + closing.unsentMs) / 1000, Double(layout.pageCount))
+        let spanMs = sendMs + closing.unsentMs
+        // A long round says too little of a short one, so the curve is asked first.
+        let expected = gate.expectedPages(inMs: spanMs) ?? pagesPerS * spanMs / 1000
+        let written = min(expected, Double(layout.pageCount))
         sample.remainingBytes = (written + Double(rounds.heldCount)) * pageBytes
+        sample.doubtBytes = written * gate.doubt * pageBytes
         sample.dirtyBytesPerS = pagesPerS * pageBytes
         sample.unconfirmedBytes = 0
         sample.savedBytes = .infinity

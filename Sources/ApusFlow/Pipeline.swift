@@ -21,6 +21,8 @@ public enum SourceFlowEvent: Sendable, Equatable {
     /// Direct port: what is left fits the pause. QEMU is to be told to migrate (``SourceFlow/connect(_:)``), or, if it does
     /// so already, to be let go on (``SourceFlow/letQemuFinish()``).
     case converged(predictedDowntimeMs: Double)
+    /// Direct port: the gate has decided, and what it knew.
+    case decided(SwitchGate.Decision, Shortfall)
     /// QEMU has stopped the guest and sends the last pages.
     case lastRoundBegan
     /// QEMU has closed the migration socket in good order, or its stream is complete.
@@ -56,12 +58,21 @@ public struct FlowOptions: Sendable {
     public var verifies = false
     /// What stays at the source when the guest moves, to be fetched from there; direct port only.
     public var pull = Pull.nothing
+    /// What a guest that is too fast may be met with.
+    public var ladder = Ladder()
+    /// Of its vCPUs; nil: they cannot be slowed down.
+    public var brake: Brake?
+    /// What its stops cost with nothing left to send, and how it wrote when it was last moved.
+    public var fixedDowntimeMs = SwitchGate.fixedMs
+    public var history = WorkingSetHistory()
 
     public enum Pull: Sendable, Equatable {
         /// The guest moves when everything is at the destination.
         case nothing
         /// Memory travels as long as that makes less of it; the rest is fetched.
         case rest
+        /// Everything travels first, unless the gate must hand the guest over before.
+        case ifNeeded
         /// The guest moves at once, all its memory follows.
         case everything
     }

@@ -1,3 +1,5 @@
+public import ApusAPI
+
 /// Everything an agent can be told. The keys in a file are the property names.
 public struct AgentConfig: Codable, Sendable, Equatable {
     public struct API: Codable, Sendable, Equatable {
@@ -31,6 +33,10 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public var lineTableMiB: Int?
         /// Pages that the guest writes in every round wait until they cool, or until the switch.
         public var holdHotPages: Bool = true
+        /// What may be done about a VM that writes faster than its memory travels, unless its migration says otherwise.
+        public var allow: [MigrationMeans] = [.throttle]
+        /// With nothing more to be done, such a VM is waited for so long to calm down, in seconds.
+        public var patienceS: Double = 30
         public init() {}
     }
 

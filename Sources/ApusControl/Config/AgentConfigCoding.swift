@@ -84,6 +84,8 @@ extension AgentConfig.Migrate {
         var reader = try AgentConfig.reader(decoder, "migrate.")
         try reader.take("lineTableMiB", into: &lineTableMiB)
         try reader.take("holdHotPages", into: &holdHotPages)
+        try reader.take("allow", into: &allow)
+        try reader.take("patienceS", into: &patienceS)
         try reader.finish()
     }
 }
@@ -94,6 +96,7 @@ extension AgentConfig {
     }
 
     public static let lanesMax = 16
+    static let patienceSMax = 86_400.0
     /// Hashes for the largest VM, 16 TiB, take 1 TiB.
     public static let lineTableMiBMax = 1 << 20
 
@@ -115,6 +118,11 @@ extension AgentConfig {
                 "config-invalid",
                 "migrate.lineTableMiB is \(mebibytes); it can be 1 to \(Self.lineTableMiBMax).",
                 advice: "Leave it out for no cap. To send whole pages always, use `apus migrate --mode plain`.")
+        }
+        guard (0...Self.patienceSMax).contains(migrate.patienceS) else {
+            throw Problem(
+                "config-invalid",
+                "migrate.patienceS is \(migrate.patienceS); it can be 0 to \(Int(Self.patienceSMax)) s.")
         }
         for (name, path) in [
             ("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory),

@@ -12,7 +12,10 @@ extension OutgoingMigration {
     /// - Returns: what to offer; nil: the stream port.
     /// - Throws: `Problem` `port-not-possible` when the operator wants the direct port and it cannot be had.
     func choosePort(_ machine: Machine) async throws -> DirectAccess? {
-        if request.port == .stream { return nil }
+        if request.port == .stream {
+            canHandOver = false
+            return nil
+        }
         do {
             await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
             let candidate = try await DirectAccess.examine(machine)
@@ -35,11 +38,12 @@ extension OutgoingMigration {
             }
             return access
         } catch {
-            if pull != .nothing, let mode = request.mode {
+            if pull.isDemanded, let mode = request.mode {
                 throw Self.pullNotPossible(machine.name, mode, "\(error)")
             }
             guard request.port != .direct else { throw Self.portNotPossible(machine.name, "\(error)") }
             status.notes.append("\(machine.name) goes by the stream port. \(error)")
+            canHandOver = false
             return nil
         }
     }
@@ -88,9 +92,15 @@ extension OutgoingMigration {
     }
 
     func agree(on terms: TransferTerms) async {
-        if pull != .nothing, terms.pulls != true, let mode = request.mode {
+        if pull.isDemanded, terms.pulls != true, let mode = request.mode {
             let why = terms.reason ?? "The destination's agent does not know it."
             return post(.localFailed(SessionProblem(Self.pullNotPossible(request.vm, mode, why))))
+        }
+        if pull == .ifNeeded, terms.pulls != true {
+            canHandOver = false
+            status.notes.append(
+                "\(request.vm) cannot be moved before its memory. \(terms.reason ?? "The other agent does not know it.")"
+            )
         }
         guard memory != nil, !terms.direct else { return }
         await letGoOfMemory()
@@ -103,7 +113,14 @@ extension OutgoingMigration {
     func letGoOfMemory() async {
         guard let memory else { return }
         self.memory = nil
-        do { try await offPool("apus-detach") { try memory.detach() } } catch {
+        let brake = transfer?.brake
+        do {
+            try await offPool("apus-detach") {
+                // Only one may hold QEMU's threads.
+                brake?.join()
+                try memory.detach()
+            }
+        } catch {
             logger.warning("detach: \(error)", metadata: ["job": "\(job)"])
         }
     }

@@ -19,12 +19,19 @@ extension MigrationMode {
     }
 }
 
+extension FlowOptions.Pull {
+    /// Asked for by its mode, so that without it there is no migration.
+    var isDemanded: Bool { self == .rest || self == .everything }
+}
+
 extension OutgoingMigration {
     /// A paused guest gains nothing from moving early.
-    nonisolated static func pull(_ request: MigrateRequest, guestRunning: Bool) -> FlowOptions.Pull {
-        guestRunning ? request.mode?.pull ?? .nothing : .nothing
+    var pull: FlowOptions.Pull {
+        guard session.guestRunning else { return .nothing }
+        let demanded = request.mode?.pull ?? .nothing
+        let mayHandOver = canHandOver && request.allows(.postcopy, services.config.migrate)
+        return demanded == .nothing && mayHandOver && !(request.verify ?? false) ? .ifNeeded : demanded
     }
-    var pull: FlowOptions.Pull { Self.pull(request, guestRunning: session.guestRunning) }
 
     /// Why a request makes no sense, before anything is done; nil: it does.
     nonisolated static func refusal(_ request: MigrateRequest) -> Problem? {

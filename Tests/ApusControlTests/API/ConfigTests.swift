@@ -22,7 +22,7 @@ import Testing
             runDirectory: /r
             api: {socket: /x.sock, listen: "127.0.0.1:8080"}
             link: {listen: "10.0.0.1:7000", lanes: 4, insecure: true}
-            migrate: {lineTableMiB: 64, holdHotPages: false}
+            migrate: {lineTableMiB: 64, holdHotPages: false, allow: [postcopy], patienceS: 5}
             ramDirectory: /ram
             hosts: {b: 10.0.0.2, c: "10.0.0.3:7500"}
             logFormat: json
@@ -37,6 +37,8 @@ import Testing
         wanted.link.insecure = true
         wanted.migrate.lineTableMiB = 64
         wanted.migrate.holdHotPages = false
+        wanted.migrate.allow = [.postcopy]
+        wanted.migrate.patienceS = 5
         wanted.ramDirectory = "/ram"
         wanted.hosts = ["b": "10.0.0.2", "c": "10.0.0.3:7500"]
         wanted.logFormat = .json
