@@ -1,3 +1,5 @@
+public import ApusAPI
+
 /// What one migration cost and did, whoever made it. Everything that compares peers reads this.
 public struct Outcome: Sendable, Equatable, Codable {
     public var peer: String
@@ -37,6 +39,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var agentCPUDestination: Double?
     public var qemuCPUSource: Double?
     public var qemuCPUDestination: Double?
+    /// What was foretold of it.
+    public var forecast: ForecastRecord?
 
     public init(peer: String, workload: String, rate: UInt64?) {
         self.peer = peer
