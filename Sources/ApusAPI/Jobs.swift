@@ -12,6 +12,11 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
     public var bandwidthMBps: Double?
     /// Give up, with the VM still on the source, when it has not been committed after this many seconds.
     public var timeoutS: Double?
+    /// By then the VM is to run at the destination; what is needed for it, of what is allowed, is done in time. Else as
+    /// with `timeoutS`.
+    public var deadlineS: Double?
+    /// What may be done about a VM that writes faster than its memory travels; nil: what the agent's configuration allows.
+    public var allow: [MigrationMeans]?
     /// How the agent reaches the VM's memory; nil: `auto`.
     public var port: MemoryPort?
     /// What travels of a page that is sent again; nil: the agent's choice.
@@ -24,7 +29,8 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
 
     public init(
         vm: String, host: String, maxDowntimeMs: Int = 300, bandwidthMBps: Double? = nil, timeoutS: Double? = nil,
-        port: MemoryPort? = nil, mode: MigrationMode? = nil, verify: Bool? = nil,
+        deadlineS: Double? = nil, allow: [MigrationMeans]? = nil, port: MemoryPort? = nil, mode: MigrationMode? = nil,
+        verify: Bool? = nil,
         rebaseMemory: Bool? = nil
     ) {
         self.vm = vm
@@ -32,6 +38,8 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
         self.maxDowntimeMs = maxDowntimeMs
         self.bandwidthMBps = bandwidthMBps
         self.timeoutS = timeoutS
+        self.deadlineS = deadlineS
+        self.allow = allow
         self.port = port
         self.mode = mode
         self.verify = verify
@@ -47,6 +55,14 @@ public enum MemoryPort: String, Codable, Sendable, CaseIterable {
     case direct
     /// QEMU's own migration stream.
     case stream
+}
+
+/// What may be done about a VM that writes faster than its memory travels within the allowed pause; the mildest first.
+public enum MigrationMeans: String, Codable, Sendable, CaseIterable {
+    /// Its vCPUs stand still for a share of the time, as small as will do.
+    case throttle
+    /// It moves before the rest of its memory, which is fetched. Direct port only.
+    case postcopy
 }
 
 /// What travels of a page that was sent before.
@@ -247,6 +263,9 @@ public struct JobSummary: Codable, Sendable, Equatable {
     /// What the source QEMU reports as `downtime`.
     public var qemuDowntimeMs: Double?
     public var predictedDowntimeMs: Double?
+    /// The share of its speed that the VM was slowed down to, and how long its vCPUs were made to stand still for it.
+    public var slowedTo: Double?
+    public var slowedMs: Double?
     public var rounds: Int = 0
     /// How the source reached the VM's memory.
     public var port: MemoryPort?

@@ -69,6 +69,10 @@ public struct PlanOption: Codable, Sendable, Equatable {
         case fits
         /// What is left never fits it.
         case tooBusy
+        /// It does when the VM is slowed down, as `apus migrate` does if it may.
+        case slowed
+        /// The VM moves first; the rest of its memory follows.
+        case follows
     }
 
     public var port: MemoryPort
@@ -78,10 +82,12 @@ public struct PlanOption: Codable, Sendable, Equatable {
     public var totalMs: PlanRange
     /// Of `tooBusy`: the pause that would have to be allowed.
     public var downtimeMs: PlanRange
+    /// Of `slowed`: the share of its speed that the VM has until it has moved.
+    public var slowedTo: Double?
 
     public init(
         port: MemoryPort, mode: MigrationMode, ending: Ending, wireBytes: PlanRange, totalMs: PlanRange,
-        downtimeMs: PlanRange
+        downtimeMs: PlanRange, slowedTo: Double? = nil
     ) {
         self.port = port
         self.mode = mode
@@ -89,6 +95,7 @@ public struct PlanOption: Codable, Sendable, Equatable {
         self.wireBytes = wireBytes
         self.totalMs = totalMs
         self.downtimeMs = downtimeMs
+        self.slowedTo = slowedTo
     }
 }
 

@@ -150,6 +150,16 @@ final class RoundCounters: Sendable {
     /// Distinct pages written per second in the last round.
     let dirtyPagesPerS = Atomic<UInt64>(0)
     let predictedDowntimeUs = Atomic<UInt64>(0)
+    /// Pages of the first pass.
+    let dataPages = Atomic<UInt64>(0)
+    /// What is known of the guest's writing.
+    let writing = Monitor(Writing())
+
+    struct Writing: Sendable {
+        var history: WorkingSetHistory?
+        var curve: WorkingSet?
+        var shortfall: Shortfall?
+    }
 }
 
 /// The rounds of a direct source at one moment.
@@ -163,6 +173,13 @@ public struct RoundSample: Sendable, Equatable {
     public var dirtyBytesPerS: Double
     /// The pause if the guest were stopped after this round; nil before the second.
     public var predictedDowntimeMs: Double?
+    /// Pages of the first pass.
+    public var dataPages: UInt64 = 0
+    /// What the guest was seen to write, and the curve through it.
+    public var history: WorkingSetHistory?
+    public var curve: WorkingSet?
+    /// What keeps the guest from being stopped, as the gate has seen it last.
+    public var shortfall: Shortfall?
 
     public init(
         round: Int, totalBytes: UInt64, remainingBytes: UInt64, heldPages: UInt64, dirtyBytesPerS: Double,
@@ -179,10 +196,14 @@ public struct RoundSample: Sendable, Equatable {
 
 extension RoundCounters {
     func sample(_ layout: Layout) -> RoundSample {
-        RoundSample(
+        var sample = RoundSample(
             round: Int(round.now), totalBytes: layout.byteCount,
             remainingBytes: remainingPages.now * UInt64(Limits.pageBytes), heldPages: heldPages.now,
             dirtyBytesPerS: Double(dirtyPagesPerS.now) * Double(Limits.pageBytes),
             predictedDowntimeMs: predictedDowntimeUs.now > 0 ? Double(predictedDowntimeUs.now) / 1000 : nil)
+        sample.dataPages = dataPages.now
+        let writing = writing.read { $0 }
+        (sample.history, sample.curve, sample.shortfall) = (writing.history, writing.curve, writing.shortfall)
+        return sample
     }
 }

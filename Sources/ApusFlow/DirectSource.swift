@@ -10,6 +10,8 @@ internal import ApusWire
 ///   round 1   pages that the file has                         (a hole is zero at the destination already)
 ///   round n   scan: written since the last scan, protected again in one step -> ready, held
 ///             ready travels, held waits                        rounds shrink; the gate looks after every scan
+///             pages are counted in between, so the curve of the guest's writing is known when the first pass ends
+///   ladder    a guest that is too fast is slowed down, or what is left is fetched afterwards; see SwitchGate
 ///   gate      report(.converged); QEMU is told to migrate its device state and stops the guest by itself. If it sends
 ///             pages too it migrates from the beginning, and is let go on to its end now
 ///   last      guest stopped, I/O drained: scan, everything travels, then fence, then device state
@@ -18,23 +20,28 @@ internal import ApusWire
 /// A page is copied while the guest may be writing to it. That is harmless: the write is reported by the next scan,
 /// because the scan protected the page before it was copied.
 struct DirectSource: ~Copyable {
-    private let memory: DirectMemory
+    let memory: DirectMemory
     private let lanes: [LaneQueue]
     private let counters: [LaneCounters]
     private let own: LaneCounters
     private let control: ControlOutlet
-    private let orders: DirectOrders
-    private let progress: RoundCounters
-    private let report: @Sendable (SourceFlowEvent) -> Void
-    private let layout: Layout
+    let orders: DirectOrders
+    let progress: RoundCounters
+    let report: @Sendable (SourceFlowEvent) -> Void
+    let layout: Layout
     private var open: BatchSlots
-    private var rounds: DirtyRounds
-    private var gate: SwitchGate
+    var rounds: DirtyRounds
+    var gate: SwitchGate
+    var looks: RoundLooks
+    private var ratio = EncodingRatio()
     private let maxDowntimeMs: Double
     private let pull: FlowOptions.Pull
-    private let record: RecordOptions?
+    let record: RecordOptions?
     /// Pages that have travelled; kept only where the guest may move before all have.
-    private var sent: PageSet
+    var sent: PageSet
+    let brake: Brake?
+    /// What is left when the guest stops is fetched.
+    private var handsOver: Bool
     /// nil: no page is held back.
     private var room: HoldRoom?
     private let closing: Closing
@@ -79,9 +86,14 @@ struct DirectSource: ~Copyable {
         pull = options.pull
         record = options.record
         sent = PageSet(pageCount: memory.layout.pageCount)
+        handsOver = pull == .rest
+        brake = options.brake
+        looks = RoundLooks(memory.tracker, brake)
         room = options.holdsHotPages ? HoldRoom() : nil
         closing = Closing(memory)
-        gate = SwitchGate(maxDowntimeMs: options.maxDowntimeMs)
+        gate = SwitchGate(
+            maxDowntimeMs: options.maxDowntimeMs, ladder: options.ladder, fixedMs: options.fixedDowntimeMs,
+            history: options.history)
     }
 
     /// Runs until the guest is stopped and all its memory is queued, or until the flow is over.
@@ -95,30 +107,23 @@ struct DirectSource: ~Copyable {
         // What was requested before the tracker was there is finished before the first page is read.
         if try stopRequests() { try resumeGuest() }
         // The first scan tells what was written since the tracker was attached, just now.
-        var scanned = Instant.now()
-        try sendAllData()
-        if orders.isHurried { return try moveNow() }
+        _ = looks.close()
+        guard try sendAllData() else { return try moveNow() }
         var waitMs = 0.0
         var lastReady = Int.max
         var isOpen = false
         while true {
             own.cpuNs.set(Instant.threadCPUNs())
-            switch orders.next(afterMs: waitMs) {
+            switch try nextOrder(afterMs: waitMs) {
             case .over: return
-            case .last:
-                // QEMU has stopped the guest and finished its requests.
-                try scan(holdLimit: 0)
-                // Even when it is empty: the destination waits for it.
-                if pull == .rest { return orders.finished(rest: rounds.ready) }
-                try sendReady()
-                return orders.finished()
+            case .last: return try finish()
             case .round: break
             }
             progress.round.add(1)
-            let sinceMs = Instant.now().ms(since: scanned)
-            scanned = Instant.now()
             let limit = holdLimit()
             let wasStopped = try stopRequests()
+            let sinceMs = looks.sinceScanMs
+            let ranMs = looks.close()
             let written: Int
             do throws(FlowFailure) { written = try scan(holdLimit: limit) } catch {
                 // The job may be over already, and nobody else resumes the guest then.
@@ -129,77 +134,61 @@ struct DirectSource: ~Copyable {
             let perS = Double(written) / max(sinceMs, 0.1) * 1000
             progress.dirtyPagesPerS.set(UInt64(perS))
             progress.heldPages.set(UInt64(rounds.heldCount))
+            saw(.init(endMs: looks.elapsedMs, spanMs: ranMs, pages: Double(written)))
             let sample = sample(pagesPerS: perS)
             let predictedMs = gate.forecast(sample).downtimeMs
             progress.predictedDowntimeUs.set(UInt64(predictedMs * 1000))
             if orders.isHurried && !isOpen { return try moveNow() }
             let isShrinking = Double(rounds.readyCount) < 0.7 * Double(lastReady)
             // What does not get less by another round is fetched.
-            let opens = !isOpen && (gate.shouldOpen(sample) || (pull == .rest && !isShrinking))
-            isOpen = isOpen || opens
+            let decision = isOpen ? .wait : pull == .rest && !isShrinking ? .handOver : gate.decide(sample)
+            if case .slowDown(let share) = decision { slowDown(share) }
+            if decision == .open, gate.needsHardStop(sample) { slowDown(Brake.hardest) }
+            note(decision, gate.shortfall(sample))
+            if decision == .refuse { return }
             lastReady = max(rounds.readyCount, 1)
-            try sendReady()
+            // What is written again and again is not sent once more before it is fetched.
+            if decision == .handOver && pull != .rest { rounds.putBack() } else { try sendReady(untilDue: isOpen) }
             waitForLanes()
-            if opens { report(.converged(predictedDowntimeMs: predictedMs)) }
+            if decision == .open || decision == .handOver {
+                isOpen = true
+                handsOver = handsOver || decision == .handOver
+                report(.converged(predictedDowntimeMs: handsOver ? gate.fixedMs : predictedMs))
+            }
+            // A guest that stands still half the time is not let wait.
             waitMs =
                 isOpen
-                ? closing.roundMs ?? .infinity
-                : isShrinking ? 0 : Self.steadyRoundMs - Instant.now().ms(since: scanned)
+                ? handsOver && pull == .ifNeeded ? .infinity : closing.roundMs ?? .infinity
+                : isShrinking || gate.slowed > 0 ? 0 : Self.steadyRoundMs - looks.sinceScanMs
         }
     }
 
-    /// At once, but for the time in which it is recorded what the guest uses.
-    private mutating func handOver() throws(FlowFailure) {
-        if let record { try recordUse(record) }
-        try moveNow()
-    }
-
-    /// The guest moves, and what it has that did not travel, or was written since, is the rest.
-    private mutating func moveNow() throws(FlowFailure) {
-        if orders.isOver { return }
-        try flush()
-        waitForLanes()
-        report(.converged(predictedDowntimeMs: SwitchGate.fixedMs))
-        guard orders.waitForStop() else { return }
-        var rest = PageSet(pageCount: layout.pageCount)
-        for run in try dataRuns() { rest.insert(first: run.first, count: run.count) }
-        // What the last round found did not travel; what it held back, the scan finds again.
-        let unsent = rounds.ready
+    /// QEMU has stopped the guest and finished its requests.
+    private mutating func finish() throws(FlowFailure) {
+        brake?.release()
         try scan(holdLimit: 0)
-        for index in 0..<rest.wordCount {
-            rest[word: index] &= ~sent[word: index] | unsent[word: index] | rounds.ready[word: index]
-        }
-        orders.finished(rest: rest)
+        if handsOver { return orders.finished(rest: rounds.ready) }
+        try sendReady()
+        // Even when it is empty: the destination waits for it.
+        orders.finished(rest: pull == .ifNeeded ? PageSet(pageCount: layout.pageCount) : nil)
     }
 
-    /// Nobody waits for what is recorded, and what is not used travels meanwhile.
-    private mutating func recordUse(_ options: RecordOptions) throws(FlowFailure) {
-        let data = try dataRuns()
-        let window = RecordWindow(msMax: options.msMax, pagesMax: data.reduce(0) { $0 + $1.count } / 2)
-        let wasStopped = try stopRequests()
-        var recorder = AccessRecorder(memory, window)
-        if wasStopped { try resumeGuest() }
-        // What a disk writes past the page tables is seen only when it is stopped.
-        let sends = recorder.seesAll && memory.drain == nil && options.sendsMeanwhile
-        var cold = ColdPages(sends ? data : [])
-        progress.remainingPages.set(data.reduce(into: UInt64(0)) { $0 += UInt64($1.count) })
-        while !recorder.isOver && !orders.isHurried && !(sends && cold.isEmpty) {
-            let due = Instant.now().adding(ms: recorder.restMs)
-            while Instant.now() < due, let run = cold.next(besides: recorder.used) {
-                try send(run.first, run.count)
-                progress.remainingPages.set(progress.remainingPages.now - UInt64(run.count))
-            }
-            if orders.next(afterMs: due.ms(since: Instant.now())) != .round { return }
-            recorder.look()
+    private func note(_ decision: SwitchGate.Decision, _ shortfall: Shortfall) {
+        progress.writing.update { $0.shortfall = shortfall }
+        if decision != .wait { report(.decided(decision, shortfall)) }
+    }
+
+    private func slowDown(_ share: Double) {
+        do { try brake?.set(share) } catch {
+            // It runs on as fast as it did, and the gate takes the next rung.
+            brake?.release()
         }
-        let outcome = recorder.outcome
-        memory.recorded.update { $0 = outcome }
     }
 
     // MARK: What travels
 
     /// Pages that the file has; a hole is zero at the destination already.
-    private func dataRuns() throws(FlowFailure) -> [(first: PageNumber, count: Int)] {
+    func dataRuns() throws(FlowFailure) -> [(first: PageNumber, count: Int)] {
         var all: [(first: PageNumber, count: Int)] = []
         for (block, window) in zip(layout.blocks, memory.windows) {
             let ranges = try wrap("direct") { () throws(SystemError) in try window.dataRanges() }
@@ -212,10 +201,13 @@ struct DirectSource: ~Copyable {
         return all
     }
 
-    private mutating func sendAllData() throws(FlowFailure) {
+    /// - Returns: false: the guest must move before all has travelled.
+    private mutating func sendAllData() throws(FlowFailure) -> Bool {
         let all = try dataRuns()
         var left = all.reduce(into: UInt64(0)) { $0 += UInt64($1.count) }
         progress.remainingPages.set(left)
+        progress.dataPages.set(left)
+        var mustMove = false
         pass: for range in all {
             var page = range.first
             let end = range.first + PageNumber(range.count)
@@ -226,26 +218,34 @@ struct DirectSource: ~Copyable {
                 left -= UInt64(count)
                 progress.remainingPages.set(left)
                 page += count
-                if orders.isOver || orders.isHurried { break pass }
+                if orders.isOver { return true }
+                try lookIfDue()
+                mustMove = orders.isHurried || gate.mustHandOver(elapsedMs: looks.elapsedMs)
+                if mustMove { break pass }
             }
         }
         try flush()
+        if mustMove && !orders.isHurried { note(.handOver, gate.shortfall(sample(pagesPerS: 0))) }
+        return !mustMove
     }
 
-    private mutating func sendReady() throws(FlowFailure) {
+    /// - Parameter untilDue: the guest may be stopped by now. Then what is left joins the last scan.
+    private mutating func sendReady(untilDue: Bool = false) throws(FlowFailure) {
         var left = UInt64(rounds.readyCount + rounds.heldCount)
         let ready = rounds.ready
         try ready.forEachStripeRun { (first, count) throws(FlowFailure) in
+            if untilDue && orders.isDue { return rounds.insert(first: first, count: count) }
             try send(first, count)
             left -= UInt64(count)
             progress.remainingPages.set(left)
+            try lookIfDue()
         }
         progress.remainingPages.set(left)
         try flush()
     }
 
     /// A run within one stripe of 64 pages.
-    private mutating func send(_ first: PageNumber, _ count: Int) throws(FlowFailure) {
+    mutating func send(_ first: PageNumber, _ count: Int) throws(FlowFailure) {
         guard let index = layout.block(of: first) else { preconditionFailure("the scan stays within the blocks") }
         let block = layout.blocks[index]
         let window = memory.windows[index]
@@ -266,7 +266,7 @@ struct DirectSource: ~Copyable {
 
     /// Waits until what was queued is on its way: a switch would have to wait for it, and the next round would measure
     /// the queues instead of the link.
-    private func waitForLanes() {
+    func waitForLanes() {
         while !orders.isDue && lanes.contains(where: { $0.backlog > 0 }) { pause(ms: 0.3) }
         // What the sockets still hold. A lane without work does not hear of what was installed since.
         let flow = flowSample()
@@ -281,35 +281,37 @@ struct DirectSource: ~Copyable {
         if lanes[lane].queue.send(.batch(batch)) != nil { throw FlowFailure("link", "Lane \(lane) has stopped.") }
     }
 
-    private mutating func flush() throws(FlowFailure) {
+    mutating func flush() throws(FlowFailure) {
         for lane in 0..<lanes.count { try flush(lane) }
     }
 
     // MARK: Scans
 
     @discardableResult
-    private mutating func scan(holdLimit: Int) throws(FlowFailure) -> Int {
+    mutating func scan(holdLimit: Int) throws(FlowFailure) -> Int {
         let blocks = layout.blocks
         do throws(SystemError) {
             try Self.collect(memory.tracker, blocks, into: &rounds)
-        } catch {
-            throw FlowFailure("direct", "The pages that the guest has written cannot be told any more: \(error).")
-        }
+        } catch { throw Self.untold(error) }
         let heldBefore = rounds.heldCount
         let written = rounds.close(holdLimit: holdLimit)
         room?.measured(again: rounds.againCount, of: heldBefore)
         return written
     }
 
+    static func untold(_ error: SystemError) -> FlowFailure {
+        FlowFailure("direct", "The pages that the guest has written cannot be told any more: \(error).")
+    }
+
     /// True: the guest was stopped and must go on as soon as the scan is done, whatever became of the scan.
-    private func stopRequests() throws(FlowFailure) -> Bool {
+    func stopRequests() throws(FlowFailure) -> Bool {
         guard let drain = memory.drain else { return false }
         do { return try drain.stop() } catch {
             throw FlowFailure("direct", "The guest's disk requests could not be brought to an end: \(error).")
         }
     }
 
-    private func resumeGuest() throws(FlowFailure) {
+    func resumeGuest() throws(FlowFailure) {
         do { try memory.drain?.resume() } catch {
             throw FlowFailure("direct", "The guest did not go on after its disk requests were finished: \(error).")
         }
@@ -339,17 +341,25 @@ struct DirectSource: ~Copyable {
     }
 
     /// What would be left if the guest were stopped when this round's pages are out.
-    private func sample(pagesPerS: Double) -> GateSample {
+    private mutating func sample(pagesPerS: Double) -> GateSample {
         let flow = flowSample()
         let link = max(Double(flow.linkBytesPerS), 1)
         let pageBytes = Double(Limits.pageBytes)
         var sample = GateSample()
+        sample.elapsedMs = looks.elapsedMs
         sample.round = Int(progress.round.now)
         sample.linkBytesPerS = link
-        sample.ratio = flow.dataPages == 0 ? 1 : min(1.1, Double(flow.wireBytes) / (Double(flow.dataPages) * pageBytes))
+        sample.ratio = ratio.take(wireBytes: flow.wireBytes, pages: flow.dataPages)
+        sample.noticeMs = closing.unsentMs
+        sample.canSlowDown = brake.map { $0.failure == nil } ?? false
+        if !sample.canSlowDown { gate.cannotSlowDown() }
         let sendMs = Double(rounds.readyCount) * pageBytes * sample.ratio / link * 1000
-        let written = min(pagesPerS * (sendMs + closing.unsentMs) / 1000, Double(layout.pageCount))
+        let spanMs = sendMs + closing.unsentMs
+        // A long round says too little of a short one, so the curve is asked first.
+        let expected = gate.expectedPages(inMs: spanMs) ?? pagesPerS * spanMs / 1000
+        let written = min(expected, Double(layout.pageCount))
         sample.remainingBytes = (written + Double(rounds.heldCount)) * pageBytes
+        sample.doubtBytes = written * gate.doubt * pageBytes
         sample.dirtyBytesPerS = pagesPerS * pageBytes
         sample.unconfirmedBytes = 0
         sample.savedBytes = .infinity

@@ -22,6 +22,8 @@ public enum SourceFlowEvent: Sendable, Equatable {
     /// so already, to be let go on (``SourceFlow/letQemuFinish()``). Stream port: pages stay from the first on, so that QEMU
     /// may stop the guest as soon as it can.
     case converged(predictedDowntimeMs: Double)
+    /// Direct port: the gate has decided, and what it knew.
+    case decided(SwitchGate.Decision, Shortfall)
     /// QEMU has stopped the guest and sends the last pages.
     case lastRoundBegan
     /// QEMU has closed the migration socket in good order, or its stream is complete.
@@ -62,12 +64,21 @@ public struct FlowOptions: Sendable {
 
     /// What the guest uses is recorded just before it moves at once; nil: it is not.
     public var record: RecordOptions?
+    /// What a guest that is too fast may be met with.
+    public var ladder = Ladder()
+    /// Of its vCPUs; nil: they cannot be slowed down.
+    public var brake: Brake?
+    /// What its stops cost with nothing left to send, and how it wrote when it was last moved.
+    public var fixedDowntimeMs = SwitchGate.fixedMs
+    public var history = WorkingSetHistory()
 
     public enum Pull: Sendable, Equatable {
         /// The guest moves when everything is at the destination.
         case nothing
         /// Memory travels as long as that makes less of it; the rest is fetched.
         case rest
+        /// Everything travels first, unless the gate must hand the guest over before.
+        case ifNeeded
         /// The guest moves at once, all its memory follows.
         case everything
     }

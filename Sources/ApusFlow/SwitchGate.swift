@@ -1,11 +1,13 @@
 /// What the switch gate decides from; one sample every few tens of milliseconds.
 public struct GateSample: Sendable, Equatable {
     public var elapsedMs: Double = 0
-    /// QEMU's rounds begun so far; 1 is the first pass over all memory.
+    /// Rounds begun so far; 1 is the first pass over all memory.
     public var round = 0
-    /// Guest memory that QEMU still has to send in this round, in bytes.
+    /// Guest memory that still has to be sent in this round, in bytes.
     public var remainingBytes: Double = 0
-    /// Guest memory dirtied per second, in bytes, as QEMU saw it in the last round.
+    /// What may come to it if the guest writes more than it is expected to: two standard deviations.
+    public var doubtBytes: Double = 0
+    /// Guest memory dirtied per second, in bytes, as it was seen in the last round.
     public var dirtyBytesPerS: Double = 0
     /// Milliseconds since this round began.
     public var roundMs: Double = 0
@@ -17,24 +19,48 @@ public struct GateSample: Sendable, Equatable {
     public var unconfirmedBytes: Double = 0
     /// Wire bytes that plain QEMU would have sent beyond ours so far.
     public var savedBytes: Double = 0
+    /// Between the decision and the guest's stop; it goes on writing.
+    public var noticeMs: Double = 0
+    /// The vCPUs can be slowed down.
+    public var canSlowDown = false
     public init() {}
 }
 
 public struct GateForecast: Sendable, Equatable {
-    /// The pause if the VM were stopped now.
+    /// The pause if the VM were stopped now, and what it hardly exceeds.
     public var downtimeMs: Double
+    public var worstMs: Double
     /// Wire bytes that would travel while it stands still.
     public var stopBytes: Double
     /// Time until the VM runs at the destination; nil when the memory is dirtied faster than it travels.
     public var remainingMs: Double?
 }
 
-/// Decides when to stop the VM. A pure value.
+/// Decides when to stop the VM, and what else must be done so that it can be stopped. A pure value.
 ///
-/// Simple on purpose: it looks at the present only. It opens when what is left fits the allowed pause, but goes on
-/// while another round would shorten the pause a lot and its bytes are covered by what compression and zero runs have
-/// saved, so that Apus never sends more than plain QEMU would.
+/// ```
+///   what is left fits the pause, and      another round, or a moment's patience, makes much less of it      wait
+///                                         else                                                              open
+///   does not fit, and rounds              get shorter                                                       wait
+///                                         do not, twice in a row (once: the curve or a deadline says so)    ladder
+/// ```
+///
+/// The ladder, as far as the operator allows: ``Ladder``. History: every look at the guest's writing goes into ``saw(_:)``.
+/// Another round is only waited for when its bytes are covered by what compression and zero runs have saved, so that Apus never
+/// sends more than plain QEMU would.
 public struct SwitchGate: Sendable {
+    public enum Decision: Sendable, Equatable {
+        case wait
+        /// What is left fits the pause: stop the VM.
+        case open
+        /// Let the vCPUs stand still for this share of the time.
+        case slowDown(Double)
+        /// Stop the VM; what is left is fetched when it runs at the destination.
+        case handOver
+        /// Give up; the VM stays.
+        case refuse
+    }
+
     /// Loading the device state, hand-over and resume: what a stop costs with nothing left to send.
     public static let fixedMs = 15.0
     /// Wire bytes of the device state of an ordinary VM.
@@ -43,15 +69,64 @@ public struct SwitchGate: Sendable {
     public static let shrink = 0.7
     /// A pause so short that waiting for a shorter one is not worth a round.
     public static let goodEnoughMs = 2.0
+    /// A guest that calms down is waited for no longer than this.
+    static let calmingMs = 3_000.0
 
     private let maxDowntimeMs: Double
+    let fixedMs: Double
+    private var ladder: Ladder
     private var lastRound = 0
-    /// What the shortest round so far began with.
+    /// What the shortest round began with, and how many came since without being much shorter; both since the last rung.
     private var lowestRoundBytes = Double.infinity
-    private var isShrinking = true
+    private var flatRounds = 0
+    private var rungRound = 0
+    /// Since when what is left has not fitted the pause, whatever was done.
+    private var hopelessSinceMs: Double?
+    private var calmingSinceMs: Double?
+    private var curveMs = -Double.infinity
+    public private(set) var history: WorkingSetHistory
+    public private(set) var curve: WorkingSet?
+    /// The share of the time that the vCPUs were last made to stand still.
+    public private(set) var slowed = 0.0
     public private(set) var isOpen = false
+    private var isRefused = false
 
-    public init(maxDowntimeMs: Double) { self.maxDowntimeMs = maxDowntimeMs }
+    /// - Parameters:
+    ///   - fixedMs: what stops of this VM were seen to cost with nothing left to send.
+    ///   - history: what was seen of it before; see ``WorkingSetHistory/asPrior(times:)``.
+    public init(
+        maxDowntimeMs: Double, ladder: Ladder = Ladder(), fixedMs: Double = SwitchGate.fixedMs,
+        history: WorkingSetHistory = WorkingSetHistory()
+    ) {
+        self.maxDowntimeMs = maxDowntimeMs
+        self.ladder = ladder
+        self.fixedMs = fixedMs
+        self.history = history
+        curve = history.curve
+    }
+
+    // MARK: What is expected
+
+    /// A look at what the guest has written.
+    ///
+    /// - Parameter look: its span is the time that the guest ran, without that in which its vCPUs stood still.
+    public mutating func saw(_ look: WorkingSetHistory.Look) {
+        history.add(look)
+        history.forgetPrior()
+        // The curve takes some hundred microseconds; rounds may take less.
+        guard history.looks.count < 8 || look.endMs - curveMs > 20 else { return }
+        curveMs = look.endMs
+        curve = history.curve
+    }
+
+    /// Pages that the guest will probably write within so long, at the speed it has now; nil: nothing is known yet.
+    public func expectedPages(inMs ms: Double) -> Double? {
+        guard let curve else { return nil }
+        let level = min(max(history.trend?.level ?? 1, 1), 2)
+        return curve.dirtied(inMs: ms * (1 - slowed)) * level
+    }
+    /// Two standard deviations of that, as a share.
+    public var doubt: Double { min(2 * (curve?.spread ?? 0), 0.5) }
 
     public func forecast(_ sample: GateSample) -> GateForecast {
         let link = max(sample.linkBytesPerS, 1)
@@ -60,35 +135,156 @@ public struct SwitchGate: Sendable {
         let pages = (sample.remainingBytes + dirtied) * sample.ratio
         let stopBytes = pages + sample.unconfirmedBytes + Self.deviceBytes
         let net = link / max(sample.ratio, 1e-6) - sample.dirtyBytesPerS
+        let downtimeMs = stopBytes / link * 1000 + fixedMs
         return GateForecast(
-            downtimeMs: stopBytes / link * 1000 + Self.fixedMs, stopBytes: stopBytes,
-            remainingMs: net > 0 ? sample.remainingBytes / net * 1000 + Self.fixedMs : nil)
+            downtimeMs: downtimeMs, worstMs: downtimeMs + sample.doubtBytes * sample.ratio / link * 1000,
+            stopBytes: stopBytes, remainingMs: net > 0 ? sample.remainingBytes / net * 1000 + fixedMs : nil)
     }
+
+    /// A guest that has been seen to write so fast that the time until QEMU has stopped it would cost much of the pause: it is
+    /// to stand still nearly all that time. One that is slow is not, for then QEMU stops it later.
+    public func needsHardStop(_ sample: GateSample) -> Bool {
+        guard ladder.slowsDown, sample.canSlowDown else { return false }
+        let fastest = history.looks.lazy.map { $0.pages / $0.spanMs }.max() ?? 0
+        let burstMs = fastest * Self.stopNoticeMs * 4096 * sample.ratio / max(sample.linkBytesPerS, 1) * 1000
+        return slowed > 0 || burstMs > 0.25 * (maxDowntimeMs - fixedMs)
+    }
+    /// On a busy host it takes QEMU so long to stop a guest.
+    private static let stopNoticeMs = 100.0
+
+    /// What it would take.
+    public func shortfall(_ sample: GateSample) -> Shortfall {
+        Shortfall(
+            dirtyBytesPerS: sample.dirtyBytesPerS, linkBytesPerS: sample.linkBytesPerS,
+            neededMs: forecast(sample).worstMs, elapsedMs: sample.elapsedMs)
+    }
+
+    // MARK: Decisions
 
     /// True once, when a round has not made less of what is left: no pause will ever fit, and what is left can be fetched.
     public mutating func opensFlat() -> Bool {
-        guard !isOpen, lastRound >= 2, !isShrinking else { return false }
+        guard !isOpen, lastRound >= 2, flatRounds > 0 else { return false }
         isOpen = true
         return true
     }
 
-    /// True once, at the moment when the VM should be stopped.
-    public mutating func shouldOpen(_ sample: GateSample) -> Bool {
-        if isOpen { return false }
+    /// What is to be done now. Once it is open it only slows the guest down: QEMU may not stop it at once.
+    public mutating func decide(_ sample: GateSample) -> Decision {
+        if isRefused { return .wait }
         if sample.round != lastRound {
             lastRound = sample.round
             // Against the lowest, not the last: rounds of a steady writer go up and down for ever.
-            isShrinking = sample.remainingBytes < Self.shrink * lowestRoundBytes
+            flatRounds = sample.remainingBytes < Self.shrink * lowestRoundBytes ? 0 : flatRounds + 1
             lowestRoundBytes = min(lowestRoundBytes, sample.remainingBytes)
         }
+        if mustHandOver(elapsedMs: sample.elapsedMs) { return handOver() }
         // Nothing is known of the writable working set before the first round is over.
-        guard sample.round >= 2 else { return false }
+        guard sample.round >= 2 else { return isPastDeadline(sample) ? refuse() : .wait }
         let forecast = forecast(sample)
-        guard forecast.downtimeMs <= maxDowntimeMs else { return false }
-        let pagesMs = (forecast.stopBytes - Self.deviceBytes) / max(sample.linkBytesPerS, 1) * 1000
-        let isAffordable = forecast.stopBytes - Self.deviceBytes < sample.savedBytes
-        if pagesMs > Self.goodEnoughMs && isShrinking && isAffordable { return false }
+        guard !isOpen, forecast.worstMs <= maxDowntimeMs else { return climb(sample) }
+        hopelessSinceMs = nil
+        if isWorthWaiting(sample, forecast) { return .wait }
         isOpen = true
-        return true
+        return .open
     }
+
+    private mutating func isWorthWaiting(_ sample: GateSample, _ forecast: GateForecast) -> Bool {
+        let pageBytes = forecast.stopBytes - Self.deviceBytes
+        let pagesMs = pageBytes / max(sample.linkBytesPerS, 1) * 1000
+        guard pagesMs > Self.goodEnoughMs, pageBytes < sample.savedBytes, !isLate(sample) else { return false }
+        let trend = history.trend
+        if let trend, trend.isRising { return false }
+        if flatRounds == 0 { return true }
+        return isCalming(sample)
+    }
+
+    /// True for a while only: a guest may pretend for ever.
+    private mutating func isCalming(_ sample: GateSample) -> Bool {
+        guard let trend = history.trend, trend.isFalling else { return false }
+        let since = calmingSinceMs ?? sample.elapsedMs
+        calmingSinceMs = since
+        return sample.elapsedMs - since < Self.calmingMs
+    }
+
+    private mutating func climb(_ sample: GateSample) -> Decision {
+        let since = hopelessSinceMs ?? sample.elapsedMs
+        hopelessSinceMs = since
+        if isPastDeadline(sample), !isOpen { return refuse() }
+        let isLate = isLate(sample)
+        // The curve may say already what a second round would show.
+        let isHopeless = curve != nil && settleMs(sample, slowed) == nil
+        guard flatRounds >= (isLate || isHopeless ? 1 : 2), sample.round >= rungRound + 2 else { return .wait }
+        if !isLate, isCalming(sample) { return .wait }
+        if let share = nextShare(sample) {
+            (slowed, rungRound, hopelessSinceMs) = (share, sample.round, nil)
+            (flatRounds, lowestRoundBytes) = (0, sample.remainingBytes)
+            // A guest that is late works faster whenever it may: what was seen before does not tell how fast.
+            history = history.asPrior()
+            return .slowDown(share)
+        }
+        if isOpen { return .wait }
+        if ladder.handsOver { return handOver() }
+        return sample.elapsedMs - since > ladder.patienceMs ? refuse() : .wait
+    }
+
+    private mutating func handOver() -> Decision {
+        isOpen = true
+        return .handOver
+    }
+
+    private mutating func refuse() -> Decision {
+        isRefused = true
+        return .refuse
+    }
+
+    // MARK: The deadline
+
+    private func isPastDeadline(_ sample: GateSample) -> Bool {
+        ladder.deadlineMs.map { sample.elapsedMs > $0 } ?? false
+    }
+
+    /// The last moment at which a hand-over still keeps the deadline.
+    public func mustHandOver(elapsedMs: Double) -> Bool {
+        guard ladder.handsOver, !isOpen, let deadlineMs = ladder.deadlineMs else { return false }
+        return elapsedMs > deadlineMs - Ladder.switchMs
+    }
+
+    /// As the guest goes on, the deadline would be missed.
+    private func isLate(_ sample: GateSample) -> Bool {
+        guard let deadlineMs = ladder.deadlineMs else { return false }
+        return (settleMs(sample, slowed) ?? .infinity) > deadlineMs - Ladder.switchMs - sample.elapsedMs
+    }
+
+    // MARK: Slowing down
+
+    /// The least that makes the rounds end, in time if there is a deadline; nil: nothing does.
+    private func nextShare(_ sample: GateSample) -> Double? {
+        guard ladder.slowsDown, sample.canSlowDown else { return nil }
+        let harder = Ladder.shares.filter { $0 > slowed }
+        // Nothing is known of the guest: half its speed, and so on.
+        guard curve != nil else { return harder.first { 1 - $0 <= (1 - slowed) / 2 } }
+        let leftMs = ladder.deadlineMs.map { $0 - Ladder.switchMs - sample.elapsedMs } ?? .infinity
+        let ending = harder.compactMap { share in settleMs(sample, share).map { (share, $0) } }
+        return (ending.first { $0.1 <= leftMs } ?? ending.last)?.0
+    }
+
+    /// The vCPUs run as fast as they like, whatever was asked of them.
+    public mutating func cannotSlowDown() { slowed = 0 }
+
+    /// How long the rounds take until what is left fits the pause, with the vCPUs stopped for this share of the time; nil:
+    /// they do not end.
+    private func settleMs(_ sample: GateSample, _ share: Double) -> Double? {
+        guard let curve else { return nil }
+        let pageMs = sample.ratio * 4096 / max(sample.linkBytesPerS, 1) * 1000
+        let freeMs = maxDowntimeMs - fixedMs - Self.deviceBytes / max(sample.linkBytesPerS, 1) * 1000
+        return curve.settleMs(
+            from: max(sample.remainingBytes / 4096, 1), pageMs: pageMs, noticeMs: sample.noticeMs, running: 1 - share,
+            freeMs: freeMs / (1 + doubt))
+    }
+}
+
+extension WorkingSetHistory.Trend {
+    /// Changes of a fifth within a second that are no accident.
+    var isRising: Bool { certainty > 0.7 && risePerS > 0.2 * max(level, 0.1) }
+    var isFalling: Bool { certainty > 0.7 && risePerS < -0.2 * max(level, 0.1) }
 }

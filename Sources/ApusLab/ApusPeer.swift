@@ -31,6 +31,10 @@ public struct ApusPeer: Sendable {
     /// `migrate.lineTableMiB` of both agents; nil: no cap.
     public var lineTableMiB: Int?
     public var maxDowntimeMs = 300
+    /// `--allow`; nil: as the agents are configured.
+    public var allows: String?
+    /// Asks `apus plan` first, and keeps what became of its forecast.
+    public var foretells = false
     /// After it `apus migrate` gives up and says why.
     public var timeoutS: Double = 150
     /// How long the laboratory waits for the command itself.
@@ -97,6 +101,7 @@ public struct ApusPeer: Sendable {
     /// What `apus migrate` is told beside VM and host.
     var migrateOptions: [String] {
         var words = ["--max-downtime", "\(maxDowntimeMs)", "--timeout", "\(Int(timeoutS))"]
+        if let allows { words += ["--allow", allows] }
         if let port { words += ["--port", port.rawValue] }
         if let mode { words += ["--mode", mode.rawValue] }
         if rebases { words.append("--rebase-memory") }
@@ -149,6 +154,8 @@ public struct ApusPeer: Sendable {
             : try await source.run(workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator)
         try await ContinuousClock().sleep(for: Outcome.settling)
 
+        if foretells { try await source.apus(["plan", Self.vm, destination.endpoint], seconds: 60) }
+
         var outcome = Outcome(peer: label, workload: workload.name, rate: pair.rate)
         let sourceQemu = try await source.qemuPID(of: Self.vm)
         let meter = try await Meter.start(pair: pair, source: sourceQemu, destination: nil)
@@ -167,6 +174,10 @@ public struct ApusPeer: Sendable {
         outcome.rounds = job.summary?.rounds
         outcome.bytesAfterRound1 = history.bytesAfterRound1
         outcome.pull = job.summary?.pull
+        if foretells {
+            let record = try Agent.decode(AccuracyReport.self, try await source.apus(["plan", "--accuracy", "--json"]))
+            outcome.forecast = record.latest.first { $0.job == job.id }
+        }
         try await meter.stop(into: &outcome)
         // The kernel's count of the whole agent; its own count of this job only if there is no other.
         outcome.agentCPUSource =

@@ -44,6 +44,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var agentCPUDestination: Double?
     public var qemuCPUSource: Double?
     public var qemuCPUDestination: Double?
+    /// What was foretold of it.
+    public var forecast: ForecastRecord?
 
     public init(peer: String, workload: String, rate: UInt64?) {
         self.peer = peer

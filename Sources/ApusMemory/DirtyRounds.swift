@@ -30,6 +30,11 @@ public struct DirtyRounds: Sendable {
     /// Pages written in the round that is being scanned.
     public mutating func insert(first: PageNumber, count: Int) { now.insert(first: first, count: count) }
 
+    /// What was ready is not sent now: it counts as written in the round that comes.
+    public mutating func putBack() {
+        for index in 0..<now.wordCount { now[word: index] |= ready[word: index] }
+    }
+
     /// Ends the scan of a round.
     ///
     /// - Parameter holdLimit: the most pages to hold back; 0: none, everything is ready.

@@ -18,6 +18,16 @@ struct MigrateVerb: AsyncParsableCommand {
     @Option(help: ArgumentHelp("At most this much on the link, in MB/s.", valueName: "MB/s")) var bandwidth: Double?
     @Option(help: ArgumentHelp("Give up after this many seconds; the VM then runs on here.", valueName: "s"))
     var timeout: Double?
+    @Option(
+        help: ArgumentHelp(
+            "By then it runs there: what is allowed is done in time. Else as --timeout.", valueName: "s"))
+    var deadline: Double?
+    @Option(
+        help: ArgumentHelp(
+            "What may be done about a VM that writes too fast: throttle (slow it down), postcopy (it moves before the "
+                + "rest of its memory), both with a comma, or none. Default: as the agent is configured, throttle.",
+            valueName: "means"))
+    var allow: AllowedMeans?
     @Option(help: "How memory is reached: auto, direct (the agents own guest RAM), stream (QEMU's migration stream).")
     var port = MemoryPort.auto
     @Option(
@@ -40,6 +50,7 @@ struct MigrateVerb: AsyncParsableCommand {
         if maxDowntime < 1 { throw ValidationError("--max-downtime must be at least 1 ms.") }
         if let bandwidth, !(bandwidth > 0) { throw ValidationError("--bandwidth must be more than 0 MB/s.") }
         if let timeout, !(timeout > 0) { throw ValidationError("--timeout must be more than 0 s.") }
+        if let deadline, !(deadline > 0) { throw ValidationError("--deadline must be more than 0 s.") }
         if rebaseMemory && port == .stream {
             throw ValidationError("--rebase-memory is for the direct port: leave out --port stream.")
         }
@@ -47,8 +58,9 @@ struct MigrateVerb: AsyncParsableCommand {
 
     func run() async throws {
         let request = MigrateRequest(
-            vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout, port: port,
-            mode: mode, verify: verify ? true : nil, rebaseMemory: rebaseMemory ? true : nil)
+            vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout,
+            deadlineS: deadline, allow: allow?.means, port: port, mode: mode, verify: verify ? true : nil,
+            rebaseMemory: rebaseMemory ? true : nil)
         // Trapped before the job exists: a Ctrl-C in between must abort it, not leave it without its watcher.
         let interrupts = detach ? nil : await UnixSignalsSequence(trapping: .sigint)
         try await connection.run { client in
@@ -61,6 +73,22 @@ struct MigrateVerb: AsyncParsableCommand {
             let watcher = Watcher(client: client, connection: connection, verbose: verbose, ownsJob: true)
             try await watcher.watch(job, interrupts: interrupts)
         }
+    }
+}
+
+/// `throttle,postcopy`, `none`.
+struct AllowedMeans: ExpressibleByArgument {
+    let means: [MigrationMeans]
+
+    init?(argument: String) {
+        if argument == "none" {
+            means = []
+            return
+        }
+        let words = argument.split(separator: ",", omittingEmptySubsequences: false)
+        let known = words.compactMap { MigrationMeans(rawValue: String($0)) }
+        guard known.count == words.count else { return nil }
+        means = known
     }
 }
 

@@ -41,6 +41,10 @@ extension Text {
             rows.append((index == 0 ? "pages" : "", text))
         }
         rows += again(summary)
+        if let speed = summary.slowedTo {
+            let stood = summary.slowedMs.map { ", its vCPUs stood still for \(Units.duration($0))" } ?? ""
+            rows.append(("slowed", "to \(Units.decimals(speed * 100, 0)) % of its speed\(stood)"))
+        }
         if !summary.installed.isEmpty { rows.append(("RAM", installed(summary.installed))) }
         if summary.sourceCPUS != nil || summary.destinationCPUS != nil {
             func seconds(_ value: Double?) -> String { value.map { "\(Units.decimals($0, 2)) s" } ?? "?" }

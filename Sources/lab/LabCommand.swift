@@ -34,7 +34,8 @@ struct Bench: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         abstract: "Measurements beside QEMU itself.",
         subcommands: [
-            BenchMigrate.self, BenchLinesSweep.self, BenchSpeed.self, BenchFlow.self, BenchInstall.self,
+            BenchMigrate.self, BenchLinesSweep.self, BenchForecast.self, BenchSpeed.self, BenchFlow.self,
+            BenchInstall.self,
             BenchLines.self, BenchContent.self, BenchRender.self,
         ],
         defaultSubcommand: BenchMigrate.self)

@@ -35,6 +35,16 @@ private func pages(_ set: PageSet) -> [PageNumber] {
         #expect(rounds.heldCount == 0 && pages(rounds.ready) == [0] + Array(60..<70))
     }
 
+    @Test("what was not sent after all comes with the next round") func putBack() {
+        var rounds = DirtyRounds(pageCount: 128)
+        rounds.insert(first: 3, count: 2)
+        rounds.close(holdLimit: 0)
+        rounds.putBack()
+        rounds.insert(first: 100, count: 1)
+        #expect(rounds.close(holdLimit: 0) == 3)
+        #expect(pages(rounds.ready) == [3, 4, 100])
+    }
+
     /// Whatever is held back, no written page is ever forgotten, and no page travels without cause.
     @Test("every written page is ready or held until it has travelled", arguments: 0..<50) func nothingIsLost(
         seed: UInt64

@@ -42,7 +42,8 @@ extension RealGuests {
                 let plan = try await plan(source, destination)
                 // The link is shaped to 1 Gb/s.
                 #expect((60e6...130e6).contains(plan.linkBytesPerS), "\(plan)")
-                #expect(plan.options.map(\.port) == [.direct, .stream])
+                #expect(plan.options.map(\.port) == [.direct, .stream, .direct, .direct])
+                #expect(plan.options.map(\.mode) == [.dsm, .dsm, .hybrid, .postcopy])
                 #expect((2e6...13e6).contains(plan.writtenBytesPerS), "\(plan)")
                 let best = try #require(plan.options.first)
                 #expect(best.ending != .tooBusy)

@@ -55,6 +55,7 @@ extension APIServer {
             APIRoute(.post, "/v1/plans") { request, context in
                 try .json(await migrations.plan(request.json(PlanRequest.self, context)))
             },
+            APIRoute(.get, "/v1/plans/accuracy") { _, _ in try .json(await migrations.accuracy()) },
             APIRoute(.get, "/v1/migrations/{id}") { _, context in
                 try .json(await migrations.status(context.parameters.require("id")))
             },

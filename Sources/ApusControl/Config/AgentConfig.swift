@@ -1,3 +1,4 @@
+public import ApusAPI
 public import ApusMemory
 
 /// Everything an agent can be told. The keys in a file are the property names.
@@ -39,6 +40,10 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public var sendWhileRecording: Bool = true
         /// What decides the order of pages that nobody has asked for.
         public var prefetch: Prefetch = .trend
+        /// What may be done about a VM that writes faster than its memory travels, unless its migration says otherwise.
+        public var allow: [MigrationMeans] = [.throttle]
+        /// With nothing more to be done, such a VM is waited for so long to calm down, in seconds.
+        public var patienceS: Double = 30
         public init() {}
     }
 

@@ -87,6 +87,8 @@ extension AgentConfig.Migrate {
         try reader.take("recordMs", into: &recordMs)
         try reader.take("sendWhileRecording", into: &sendWhileRecording)
         try reader.take("prefetch", into: &prefetch)
+        try reader.take("allow", into: &allow)
+        try reader.take("patienceS", into: &patienceS)
         try reader.finish()
     }
 }
@@ -99,6 +101,7 @@ extension AgentConfig {
     public static let lanesMax = 16
     /// The VM runs on a little slower as long as it is recorded what it uses.
     public static let recordMsMax = 10_000.0
+    static let patienceSMax = 86_400.0
     /// Hashes for the largest VM, 16 TiB, take 1 TiB.
     public static let lineTableMiBMax = 1 << 20
 
@@ -125,6 +128,11 @@ extension AgentConfig {
             throw Problem(
                 "config-invalid",
                 "migrate.recordMs is \(migrate.recordMs); it can be 0 (not at all) to \(Int(Self.recordMsMax)).")
+        }
+        guard (0...Self.patienceSMax).contains(migrate.patienceS) else {
+            throw Problem(
+                "config-invalid",
+                "migrate.patienceS is \(migrate.patienceS); it can be 0 to \(Int(Self.patienceSMax)) s.")
         }
         for (name, path) in [
             ("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory),

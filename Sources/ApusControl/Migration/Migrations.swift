@@ -17,6 +17,7 @@ public actor Migrations {
     let board: JobBoard
     private let lanes = LaneRegistry()
     private let rehearsal: Rehearsal?
+    private let plans = RecentPlans()
     var outgoing: [String: OutgoingMigration] = [:]
     var incoming: [String: IncomingMigration] = [:]
     private var reception: Reception?
@@ -48,6 +49,11 @@ public actor Migrations {
                 "bandwidth-invalid", "A bandwidth of \(rate) MB/s is too little to migrate.",
                 advice: "Give at least 0.1, or none.")
         }
+        if let deadline = request.deadlineS, !(deadline > 0) {
+            throw Problem(
+                "deadline-invalid", "A deadline of \(deadline) s is not possible.", advice: "Give more than 0, or none."
+            )
+        }
         if let problem = OutgoingMigration.refusal(request) { throw problem }
         let job = Self.newJobID()
         let machine = try await machines.checkOut(request.vm, job: job)
@@ -58,6 +64,7 @@ public actor Migrations {
         }
         let migration = OutgoingMigration(
             services, job: job, machine: machine, peer: peer, request, guestRunning: state == .running)
+        await migration.recall()
         // Moving RAM takes seconds: the job is there meanwhile, to be watched and aborted.
         if request.rebaseMemory ?? false, request.port != .stream {
             return await begin(migration) {
@@ -91,8 +98,14 @@ public actor Migrations {
 
     /// Says what would become of a migration. The VM is taken while it is looked at.
     public func plan(_ request: PlanRequest) async throws -> PlanReport {
-        try await Planner(machines: machines, config: config).plan(request, peer: endpoint(of: request.host))
+        let plan = try await Planner(machines: machines, store: store, config: config)
+            .plan(request, peer: endpoint(of: request.host))
+        plans.keep(plan)
+        return plan
     }
+
+    /// How near the forecasts of past migrations came.
+    public func accuracy() async throws -> AccuracyReport { AccuracyReport(try await store.forecasts()) }
 
     private func offer(_ migration: OutgoingMigration, _ machine: Machine) async throws -> MigrationOffer {
         let direct = try await migration.choosePort(machine)
@@ -223,7 +236,7 @@ public actor Migrations {
     var services: SessionServices {
         SessionServices(
             machines: machines, store: store, config: config, board: board, logger: logger, linkPort: linkPort,
-            lanes: lanes, rehearsal: rehearsal)
+            lanes: lanes, rehearsal: rehearsal, plans: plans)
     }
 
     func ended(_ job: String) {

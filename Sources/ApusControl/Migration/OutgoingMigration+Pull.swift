@@ -19,12 +19,19 @@ extension MigrationMode {
     }
 }
 
+extension FlowOptions.Pull {
+    /// Asked for by its mode, so that without it there is no migration.
+    var isDemanded: Bool { self == .rest || self == .everything }
+}
+
 extension OutgoingMigration {
     /// A paused guest gains nothing from moving early.
-    nonisolated static func pull(_ request: MigrateRequest, guestRunning: Bool) -> FlowOptions.Pull {
-        guestRunning ? request.mode?.pull ?? .nothing : .nothing
+    var pull: FlowOptions.Pull {
+        guard session.guestRunning else { return .nothing }
+        let demanded = request.mode?.pull ?? .nothing
+        let mayHandOver = canHandOver && request.allows(.postcopy, services.config.migrate)
+        return demanded == .nothing && mayHandOver && !(request.verify ?? false) ? .ifNeeded : demanded
     }
-    var pull: FlowOptions.Pull { Self.pull(request, guestRunning: session.guestRunning) }
 
     /// Why a request makes no sense, before anything is done; nil: it does.
     nonisolated static func refusal(_ request: MigrateRequest) -> Problem? {
@@ -50,7 +57,7 @@ extension OutgoingMigration {
     /// - Returns: what to offer; nil: nothing is to stay, or not so.
     /// - Throws: `Problem` `mode-not-possible` when something is to stay and cannot.
     func offerFetchable(_ machine: Machine) async throws -> String? {
-        guard pull != .nothing, let mode = request.mode, request.port != .direct else { return nil }
+        guard pull.isDemanded, let mode = request.mode, request.port != .direct else { return nil }
         fetchable = await FetchableMemory(machine).flatMap { $0.isMost(of: machine) ? $0 : nil }
         if fetchable == nil, memory == nil {
             throw Self.pullNotPossible(
@@ -99,11 +106,11 @@ extension OutgoingMigration {
     /// The operator does not want to wait for more of the memory to travel.
     func moveNow() throws(Problem) {
         let vm = request.vm
-        guard let mode = request.mode, pull != .nothing else {
+        guard pull != .nothing else {
             throw Problem(
                 "postcopy-not-possible",
                 "\(vm) moves in mode \((request.mode ?? .dsm).rawValue): all its memory must be there before it does.",
-                advice: "Abort the job and begin it again with --mode hybrid.")
+                advice: "Abort the job and begin it again with --mode hybrid, or with --allow postcopy.")
         }
         guard let transfer, session.state == .transferring else {
             let isEarly = session.phase == .preparing
@@ -114,7 +121,7 @@ extension OutgoingMigration {
         }
         // By the stream port an open gate is all it takes: what QEMU sends from then on stays.
         if transfer.isDirect { transfer.flow.moveNow() } else { gateOpens(predictedDowntimeMs: nil) }
-        status.notes.append("\(vm) was told to move at once (mode \(mode.rawValue)).")
+        status.notes.append("\(vm) was told to move at once.")
     }
 
     /// What is told of the order in which pages were given.

@@ -48,7 +48,10 @@ extension OutgoingMigration {
             status.endedAt = Date()
             status.summary = summary()
             status.progress.elapsedMs = status.summary?.totalMs ?? 0
-            if status.phase == .completed { status.progress.fraction = 1 }
+            if status.phase == .completed {
+                status.progress.fraction = 1
+                await remember()
+            }
         }
         await services.board.publish(status)
     }

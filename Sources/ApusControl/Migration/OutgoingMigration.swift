@@ -50,6 +50,12 @@ actor OutgoingMigration {
     nonisolated let drainStops = Monitor(0)
     /// For what is done before the session begins.
     nonisolated let abortAsked = Monitor(false)
+    /// What the operator allows may be impossible with this VM or these hosts.
+    var canHandOver = true
+    /// What is known of this VM from earlier.
+    var prior = VMHistory()
+    /// What is foretold of this job.
+    var foretold = ForetoldJob()
     var marks = SwitchMarks()
     var status: JobStatus
     var monitor: ProgressMonitor
@@ -94,8 +100,8 @@ actor OutgoingMigration {
         job = session.job
         logger = services.logger
         monitor = ProgressMonitor(
-            maxDowntimeMs: Double(request.maxDowntimeMs),
-            movesWhenFlat: Self.pull(request, guestRunning: session.guestRunning) == .rest)
+            Self.gate(request, services.config.migrate, VMHistory(), guestRunning: session.guestRunning),
+            movesWhenFlat: Self.movesWhenFlat(request, guestRunning: session.guestRunning))
         (inputs, inbox) = AsyncStream.makeStream(of: SessionInput<SourceEvent>.self)
         router = LinkRouter(job: session.job, inbox: inbox)
     }
@@ -233,6 +239,7 @@ actor OutgoingMigration {
         do {
             let transfer = try await OutgoingTransfer(self, machine, link)
             self.transfer = transfer
+            foretellStart(transfer.isDirect ? .direct : .stream)
             router.setFlow { frame in
                 // Only the return path comes this way; a QEMU that no longer listens is noticed elsewhere.
                 if frame.kind == .returnPath { try? transfer.flow.writeReturnPath(frame.bytes) }
@@ -313,7 +320,11 @@ actor OutgoingMigration {
     private func watchQemu(_ machine: Machine) async {
         for await event in machine.qmp.events() {
             switch event.kind {
-            case .stop: if transfer != nil && !drainStops.takeOne() { post(.qemuStopped) }
+            case .stop:
+                if transfer != nil && !drainStops.takeOne() {
+                    transfer?.brake?.release()
+                    post(.qemuStopped)
+                }
             case .migration(.completed):
                 post(.qemuCompleted)
                 let info = try? await machine.qmp.execute(.queryMigrate)
@@ -343,9 +354,9 @@ actor OutgoingMigration {
                 post(.retryDue)
             }
             watchOutage()
-            if let limit = request.timeoutS, !deadlineSaid, Instant.now().ms(since: started) > limit * 1000 {
+            if let limit = request.limitS, !deadlineSaid, Instant.now().ms(since: started) > limit * 1000 {
                 deadlineSaid = true
-                post(.deadlinePassed)
+                passDeadline()
             }
             if let stopped = marks.stopped ?? marks.gateOpened, marks.prepared == nil, !switchLimitSaid,
                 Instant.now().ms(since: stopped) > SessionTimes.switchOverMs(maxDowntimeMs: request.maxDowntimeMs)
@@ -365,11 +376,13 @@ actor OutgoingMigration {
                 session.state == .transferring && !transfer.isDirect
                 ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
             if isReconnecting { monitor.forgetStall() }
-            let isReady = monitor.take(transfer.flow.sample(), info, nowNs: Instant.now().ns, into: &status.progress)
+            let decided = monitor.take(
+                transfer.flow.sample(), info, transfer.pedal, nowNs: Instant.now().ns, into: &status.progress)
             if session.state == .transferring, transfer.losesPatience(round: monitor.round) {
                 gateOpens(predictedDowntimeMs: marks.predictedDowntimeMs)
             }
-            if isReady { gateOpens(predictedDowntimeMs: status.progress.predictedDowntimeMs) }
+            foretellFirstPass(monitor.sample)
+            if let (decision, shortfall) = decided { act(on: decision, shortfall) }
             if monitor.stalledMs > SessionTimes.stallMs && !stallSaid {
                 stallSaid = true
                 post(

@@ -9,6 +9,8 @@ import Foundation
 /// The moving part of an outgoing job: the source QEMU set up to migrate into our socket, and the flow that reads it.
 final class OutgoingTransfer: Sendable {
     let flow: SourceFlow
+    /// Of the guest's vCPUs; nil: they are not to be slowed down, or cannot be.
+    let brake: Brake?
     private let port: Port
     private let machine: Machine
     private let patience = Monitor(Patience.notAsked)
@@ -47,6 +49,8 @@ final class OutgoingTransfer: Sendable {
     private static let closedDowntimeMs: UInt64 = 1
     /// What QEMU may take over the pages that are dropped, as long as it stops the guest soon.
     private static let droppedDowntimeMs: UInt64 = 10
+    /// What of the pause QEMU may count on: it sees how fast its socket takes bytes, not what is still on its way.
+    static let countedShare = 0.85
     /// As long as QEMU needs to notice twice.
     private static let patienceMs = 400.0
     private static let acceptMs = 5_000
@@ -75,10 +79,11 @@ final class OutgoingTransfer: Sendable {
     init(_ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink) async throws {
         self.machine = machine
         let memory = migration.memory
-        port = Port(memory, keeps: migration.pull != .nothing)
+        port = Port(memory, keeps: migration.pull.isDemanded)
         do {
             try await Self.prepare(machine, direct: memory != nil)
-            flow = try await Self.start(migration, machine, link, memory)
+            brake = await migration.ladder.slowsDown ? Self.brake(of: machine) : nil
+            flow = try await Self.start(migration, machine, link, memory, brake)
             if port == .directBesideQemu {
                 do { try flow.connect(try await Self.connection(of: machine)) } catch {
                     flow.stop()
@@ -92,13 +97,18 @@ final class OutgoingTransfer: Sendable {
     }
 
     private static func start(
-        _ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink, _ memory: DirectMemory?
+        _ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink, _ memory: DirectMemory?,
+        _ brake: Brake?
     ) async throws -> SourceFlow {
         let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
         var options = FlowOptions(for: migration.request, migration.services.config.migrate)
         options.pull = migration.pull
         options.fetchable = migration.fetchable?.layout
+        options.ladder = migration.ladder
+        options.brake = brake
+        options.fixedDowntimeMs = migration.prior.fixedDowntimeMs ?? SwitchGate.fixedMs
+        options.history = migration.prior.prior(atHour: VMHistory.hour(of: Date()))
         if options.pull != .nothing { try await migration.openService() }
         let port: SourcePort =
             if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
@@ -208,7 +218,7 @@ final class OutgoingTransfer: Sendable {
     /// when it fits. Direct port: QEMU begins to migrate, and stops the guest after its few small blocks; beside QEMU it is
     /// let go on, and stops the guest as soon as it has caught up with it; so it is when pages stay.
     func letQemuStop(maxDowntimeMs: Int) async throws {
-        let limitMs = UInt64(max(maxDowntimeMs, 1))
+        let limitMs = UInt64(max(Double(maxDowntimeMs) * Self.countedShare, 1))
         switch port {
         case .stream: await limitDowntime(limitMs)
         case .direct: try flow.connect(try await Self.connection(of: machine))
@@ -248,9 +258,16 @@ final class OutgoingTransfer: Sendable {
     /// A socket that is dead already is no error: QEMU's state tells what became of it.
     func deliverShut() { try? flow.deliverShut() }
 
-    func stop() { flow.stop() }
+    func stop() {
+        brake?.release()
+        flow.stop()
+    }
 
-    func hold() { flow.hold() }
+    /// Nothing travels meanwhile, so the guest runs as fast as it likes.
+    func hold() {
+        brake?.hold()
+        flow.hold()
+    }
 
     /// Makes QEMU give the migration up, whatever stage it is in.
     static func release(_ machine: Machine) async {
@@ -288,6 +305,7 @@ enum QemuObservation {
 
 extension OutgoingMigration {
     func openGate() async {
+        // Until QEMU has stopped it the guest stays as slow as it was made.
         do { try await transfer?.letQemuStop(maxDowntimeMs: request.maxDowntimeMs) } catch {
             post(.localFailed(SessionProblem("transfer-failed", error)))
         }
@@ -300,6 +318,7 @@ extension OutgoingMigration {
         // A guest that was paused before shows no STOP.
         if !session.guestRunning { marks.gateOpened = Instant.now() }
         marks.predictedDowntimeMs = predictedDowntimeMs
+        if let predictedDowntimeMs, foretold.atGate == nil { foretellGate(downtimeMs: predictedDowntimeMs) }
         post(.gateOpened)
     }
 
@@ -308,6 +327,7 @@ extension OutgoingMigration {
         switch event {
         case .layoutKnown, .lastRoundBegan, .streamEnded: break
         case .converged(let downtimeMs): Task { await self.gateOpens(predictedDowntimeMs: downtimeMs) }
+        case .decided(let decision, let shortfall): Task { await self.note(decision, shortfall) }
         case .linkLost: Task { await self.loseLink() }
         case .failed(let failure): post(.localFailed(SessionProblem(failure)))
         }
@@ -315,6 +335,7 @@ extension OutgoingMigration {
 }
 
 extension FlowOptions {
+    /// What is sent how; the ladder is the job's.
     init(for request: MigrateRequest, _ config: AgentConfig.Migrate) {
         self.init(
             bytesPerS: request.bandwidthMBps.map { $0 * 1e6 }, maxDowntimeMs: Double(request.maxDowntimeMs))

@@ -15,6 +15,10 @@ struct SwitchMarks: Sendable {
     var resumeMs: Double?
     var fenceMs: Double?
     var predictedDowntimeMs: Double?
+    /// The largest share of the time that the vCPUs were made to stand still.
+    var slowest: Double?
+    /// When memory began to travel.
+    var transferring: Instant?
     var installed: [String: String] = [:]
     var destinationCPUS: Double?
     var pull: PullCounts?
@@ -47,6 +51,12 @@ struct ProgressMonitor: Sendable {
         var wireBytes: UInt64
         var dataBytes: UInt64
     }
+    /// The vCPUs of a guest that goes by the stream port.
+    struct Pedal: Sendable {
+        var canSlowDown = false
+        /// How long they have stood still so far.
+        var stoppedNs: UInt64 = 0
+    }
 
     private var gate: SwitchGate
     /// The rest is fetched: what does not get less by another round is reason enough to move.
@@ -54,28 +64,34 @@ struct ProgressMonitor: Sendable {
     private var points: [Point] = []
     private(set) var round = 0
     private var roundStartNs: UInt64 = 0
+    private var roundStartStoppedNs: UInt64 = 0
     private var lastRoundMs = 0.0
     private var dirtyBytesPerS = 0.0
+    private var streamShortfall: Shortfall?
     private var confirmed: (bytes: UInt64, ns: UInt64) = (0, 0)
     private(set) var stalledMs = 0.0
     private(set) var sample = FlowSample()
     /// Wire bytes when the first pass over all memory was done.
     private(set) var firstRoundBytes: UInt64?
+    /// Pages that it had.
+    private(set) var firstRoundPages: UInt64?
     private let startNs = Instant.now().ns
 
     /// Rates are taken over this much of the past.
     private static let windowNs: UInt64 = 1_000_000_000
+    /// QEMU compares what is left with its limit this often.
+    private static let noticeMs = 100.0
 
-    init(maxDowntimeMs: Double, movesWhenFlat: Bool = false) {
-        gate = SwitchGate(maxDowntimeMs: maxDowntimeMs)
+    init(_ gate: SwitchGate, movesWhenFlat: Bool = false) {
+        self.gate = gate
         self.movesWhenFlat = movesWhenFlat
     }
 
     /// - Parameter info: nil when QEMU was not asked or did not answer.
-    /// - Returns: true once, when the VM should be stopped.
+    /// - Returns: what to do about a guest that goes by the stream port, and why.
     mutating func take(
-        _ flow: FlowSample, _ info: MigrationInfo?, nowNs: UInt64, into progress: inout JobProgress
-    ) -> Bool {
+        _ flow: FlowSample, _ info: MigrationInfo?, _ pedal: Pedal, nowNs: UInt64, into progress: inout JobProgress
+    ) -> (SwitchGate.Decision, Shortfall)? {
         sample = flow
         points.append(Point(ns: nowNs, wireBytes: flow.wireBytes, dataBytes: flow.dataPages * 4096))
         while points.count > 2 && nowNs - points[1].ns > Self.windowNs { points.removeFirst() }
@@ -87,15 +103,15 @@ struct ProgressMonitor: Sendable {
         progress.rateBytesPerS = Double(flow.wireBytes - first.wireBytes) / seconds
         if let rounds = flow.rounds {
             note(rounds, flow, &progress)
-            return false
+            return nil
         }
-        guard let ram = info?.ram else { return false }
+        guard let ram = info?.ram else { return nil }
 
         let dataBytes = flow.dataPages * 4096 - first.dataBytes
         let ratio = dataBytes > 0 ? min(1.1, Double(flow.wireBytes - first.wireBytes) / Double(dataBytes)) : 1
-        noteRound(ram, nowNs)
+        noteRound(ram, nowNs, pedal)
         var gateSample = GateSample()
-        if round >= 2 && firstRoundBytes == nil { firstRoundBytes = flow.wireBytes }
+        if round >= 2 { endFirstRound(flow) }
         gateSample.elapsedMs = progress.elapsedMs
         gateSample.round = round
         // Hot pages that come again before the switch are in QEMU's count already.
@@ -106,6 +122,9 @@ struct ProgressMonitor: Sendable {
         gateSample.ratio = ratio
         gateSample.unconfirmedBytes = Double(flow.unconfirmedBytes)
         gateSample.savedBytes = Double(flow.plainBytes) - Double(flow.wireBytes)
+        gateSample.noticeMs = Self.noticeMs
+        gateSample.canSlowDown = pedal.canSlowDown
+        if !pedal.canSlowDown { gate.cannotSlowDown() }
         let forecast = gate.forecast(gateSample)
         progress.round = round
         progress.memoryTotalBytes = ram.total
@@ -114,13 +133,23 @@ struct ProgressMonitor: Sendable {
         progress.predictedDowntimeMs = forecast.downtimeMs
         progress.predictedRemainingMs = forecast.remainingMs
         advance(&progress, done: ram.total > 0 ? 1 - Double(ram.remaining) / Double(ram.total) : 0)
-        return gate.shouldOpen(gateSample) || (movesWhenFlat && gate.opensFlat())
+        var decision = gate.decide(gateSample)
+        if decision != .open, movesWhenFlat, gate.opensFlat() { decision = .open }
+        let shortfall = gate.shortfall(gateSample)
+        streamShortfall = shortfall
+        return decision == .wait ? nil : (decision, shortfall)
     }
+
+    /// What keeps the guest from being stopped; nil: nobody has looked yet.
+    var shortfall: Shortfall? { sample.rounds.map(\.shortfall) ?? streamShortfall }
+    /// What the guest was seen to write.
+    var history: WorkingSetHistory { sample.rounds?.history ?? gate.history }
+    var curve: WorkingSet? { sample.rounds.map(\.curve) ?? gate.curve }
 
     /// A direct source counts and decides by itself.
     private mutating func note(_ rounds: RoundSample, _ flow: FlowSample, _ progress: inout JobProgress) {
         round = rounds.round
-        if round >= 2 && firstRoundBytes == nil { firstRoundBytes = flow.wireBytes }
+        if round >= 2 { endFirstRound(flow) }
         progress.round = rounds.round
         progress.memoryTotalBytes = rounds.totalBytes
         progress.memoryRemainingBytes = rounds.remainingBytes
@@ -131,6 +160,12 @@ struct ProgressMonitor: Sendable {
         advance(
             &progress,
             done: rounds.totalBytes > 0 ? 1 - Double(rounds.remainingBytes) / Double(rounds.totalBytes) : 0)
+    }
+
+    private mutating func endFirstRound(_ flow: FlowSample) {
+        guard firstRoundBytes == nil else { return }
+        firstRoundBytes = flow.wireBytes
+        firstRoundPages = flow.dataPages + flow.zeroPages
     }
 
     /// Without a connection nobody can confirm anything.
@@ -144,15 +179,25 @@ struct ProgressMonitor: Sendable {
     }
 
     /// QEMU's own dirty rate is renewed once a second at most; short rounds are measured by what they left behind.
-    private mutating func noteRound(_ ram: MigrationInfo.RAM, _ nowNs: UInt64) {
+    private mutating func noteRound(_ ram: MigrationInfo.RAM, _ nowNs: UInt64, _ pedal: Pedal) {
         let now = Int(ram.dirtySyncCount)
         if now != round {
             if round > 0 {
-                lastRoundMs = Double(nowNs - roundStartNs) / 1e6 / Double(max(1, now - round))
-                if lastRoundMs > 1 { dirtyBytesPerS = Double(ram.remaining) / (lastRoundMs / 1000) }
+                let rounds = Double(max(1, now - round))
+                lastRoundMs = Double(nowNs - roundStartNs) / 1e6 / rounds
+                let stoodMs = Double(pedal.stoppedNs &- roundStartStoppedNs) / 1e6 / rounds
+                if lastRoundMs > 1 {
+                    dirtyBytesPerS = Double(ram.remaining) / (lastRoundMs / 1000)
+                    gate.saw(
+                        .init(
+                            endMs: Double(nowNs - startNs) / 1e6,
+                            spanMs: max(lastRoundMs - stoodMs, 0.05 * lastRoundMs),
+                            pages: Double(ram.remaining) / 4096))
+                }
             }
             round = now
             roundStartNs = nowNs
+            roundStartStoppedNs = pedal.stoppedNs
         }
         if let pages = ram.dirtyPagesRate, pages > 0, lastRoundMs > 1000 {
             dirtyBytesPerS = Double(pages * (ram.pageSize ?? 4096))
@@ -180,6 +225,8 @@ extension OutgoingMigration {
         summary.downtimeParts = marks.parts
         summary.qemuDowntimeMs = marks.qemuDowntimeMs
         summary.predictedDowntimeMs = marks.predictedDowntimeMs
+        summary.slowedTo = marks.slowest.map { 1 - $0 }
+        summary.slowedMs = marks.slowest.flatMap { _ in transfer?.brake.map { Double($0.stoppedNs) / 1e6 } }
         summary.rounds = marks.rounds ?? status.progress.round
         summary.port = transfer.map { $0.isDirect ? .direct : .stream }
         summary.wireBytes = sample.wireBytes

@@ -69,6 +69,7 @@ extension OutgoingMigration {
         let (peer, token, count) = (peer, token, services.config.link.lanes)
         do {
             let lanes = try await offPool("apus-dial") { try OutgoingTransfer.dialLanes(peer, token, count) }
+            transfer.brake?.goOn()
             try transfer.flow.resume(at: point, control: link, lanes: lanes)
             outage.end()
             noteOutages()

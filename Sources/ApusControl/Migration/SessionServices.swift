@@ -17,6 +17,7 @@ struct SessionServices: Sendable {
     let linkPort: UInt16
     let lanes: LaneRegistry
     let rehearsal: Rehearsal?
+    let plans: RecentPlans
 
     /// One step of a session, for the log. Of the event its beginning: an offer holds its job's secret further on.
     func trace(_ job: String, _ event: @autoclosure () -> String, _ state: String, _ actions: [String]) {

@@ -13,15 +13,17 @@ import Foundation
 ///   pages          MemorySample    zeros, bytes of the others on the wire
 ///   writing        WriteWatch      direct port: looks of 50 to 800 ms -> WorkingSet
 ///                  QEMU's own measurement, 1 s and 2 s, where RAM cannot be watched
+///   memory of it   VMHistory       what its stops and starts cost before, and pages that were sent again
 ///                        `--> Forecast.band for each way that the VM can go
 /// ```
 struct Planner {
     let machines: Machines
+    let store: Store
     let config: AgentConfig
 
     static let secondsRange = 0.5...60
-    /// Until the first page is sent: the other QEMU starts.
-    private static let prepareMs = 500.0
+    /// Until the first page is sent, of a VM that was never moved: the other QEMU starts.
+    private static let prepareMs = 350.0
     /// A part of the link, long enough for TCP to find its speed.
     private static let probeMs = 300.0
     /// Frame and record of a page beside its bytes, and of a changed line.
@@ -50,6 +52,7 @@ struct Planner {
         }
         var notes: [String] = []
         var ways: [(port: MemoryPort, again: Double)] = []
+        let known = (try? await store.history(of: request.vm)) ?? VMHistory()
         let memory = await MachineMemory.Locator(machine)
         let layout = try await Self.layout(of: machine)
         let ports = layout.blocks.map { memory.port(of: $0) }
@@ -72,20 +75,24 @@ struct Planner {
             notes.append("It cannot go by the direct port. \(obstacle)")
             history = try await Self.askQemu(machine)
         }
-        ways.append((.stream, ways.first?.again ?? first))
+        ways.append((.stream, ways.first?.again ?? min(first, known.againBytesPerPage ?? first)))
         guard let workingSet = history.curve else {
             throw Problem("vm-unresponsive", "\(request.vm)'s QEMU does not tell what its guest writes.")
         }
-        var options: [PlanOption] = ways.map { way in
-            Self.option(
+        var remembered = known
+        remembered.learn(history, atHour: VMHistory.hour(of: Date()))
+        remembered.learn(link: link.bytesPerS, to: request.host)
+        try? await store.save(remembered, of: request.vm)
+        let options = ways.flatMap { way in
+            Self.options(
                 way.port,
                 ForecastInput(
                     pages: Double(layout.pageCount) * (1 - sample.zeroShare), firstBytesPerPage: first,
                     againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
-                    maxDowntimeMs: Double(request.maxDowntimeMs), prepareMs: Self.prepareMs))
-        }
-        // What ends comes first; of those that do, the direct port.
-        options = options.filter { $0.ending != .tooBusy } + options.filter { $0.ending == .tooBusy }
+                    maxDowntimeMs: Double(request.maxDowntimeMs),
+                    fixedDowntimeMs: known.fixedDowntimeMs ?? SwitchGate.fixedMs,
+                    prepareMs: known.prepareMs ?? Self.prepareMs))
+        }.sorted { $0.rank < $1.rank }
         return PlanReport(
             vm: request.vm, host: request.host, takenAt: Date(), maxDowntimeMs: request.maxDowntimeMs,
             linkBytesPerS: link.bytesPerS, roundTripMs: link.roundTripMs, memoryBytes: layout.byteCount,
@@ -131,15 +138,46 @@ struct Planner {
         return history
     }
 
-    private static func option(_ port: MemoryPort, _ input: ForecastInput) -> PlanOption {
-        let band = Forecast.band(input)
+    /// Each way by this port: memory first, with a slower guest where that is needed; by the direct port the guest first, too.
+    private static func options(_ port: MemoryPort, _ input: ForecastInput) -> [PlanOption] {
+        let plain = option(port, .dsm, input, Forecast.rounds)
+        var all = [plain]
+        if let share = Forecast.leastShare(input) {
+            var option = option(port, .dsm, input) { Forecast.slowed($0, by: share) }
+            (option.ending, option.slowedTo) = (.slowed, 1 - share)
+            all.append(option)
+        }
+        guard port == .direct else { return all }
+        return all + [option(port, .hybrid, input, Forecast.hybrid), option(port, .postcopy, input, Forecast.postcopy)]
+    }
+
+    private static func option(
+        _ port: MemoryPort, _ mode: MigrationMode, _ input: ForecastInput, _ forecast: (ForecastInput) -> Forecast
+    ) -> PlanOption {
+        let band = Forecast.band(input, forecast)
         func range(_ value: (Forecast) -> Double) -> PlanRange {
             let ends = [value(band.low), value(band.likely), value(band.high)]
             return PlanRange(low: ends.min() ?? 0, likely: value(band.likely), high: ends.max() ?? 0)
         }
         return PlanOption(
-            port: port, mode: .dsm, ending: PlanOption.Ending(band.likely.ending), wireBytes: range(\.wireBytes),
+            port: port, mode: mode, ending: PlanOption.Ending(band.likely.ending), wireBytes: range(\.wireBytes),
             totalMs: range(\.totalMs), downtimeMs: range(\.downtimeMs))
+    }
+}
+
+extension PlanOption {
+    /// The first ones are recommended: what ends without more, then what slows the VM down, then what needs both hosts until
+    /// the last page has come. Of equals, the direct port.
+    fileprivate var rank: Int {
+        let way =
+            switch (ending, mode) {
+            case (.tooBusy, _): 4
+            case (.slowed, _): 1
+            case (_, .hybrid): 2
+            case (_, .postcopy): 3
+            default: 0
+            }
+        return way * 2 + (port == .direct ? 0 : 1)
     }
 }
 
@@ -150,6 +188,7 @@ extension PlanOption.Ending {
             case .converges: .converges
             case .fits: .fits
             case .tooBusy: .tooBusy
+            case .follows: .follows
             }
     }
 }

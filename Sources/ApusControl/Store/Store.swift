@@ -92,6 +92,22 @@ public final class Store: Sendable {
                     ) STRICT;
                     """)
         }
+        migrator.registerMigration("history") { database in
+            try database.execute(
+                sql: """
+                    CREATE TABLE histories (
+                        vm TEXT PRIMARY KEY NOT NULL,
+                        updated_at REAL NOT NULL,
+                        record TEXT NOT NULL
+                    ) STRICT;
+                    CREATE TABLE forecasts (
+                        job TEXT PRIMARY KEY NOT NULL,
+                        ended_at REAL NOT NULL,
+                        record TEXT NOT NULL
+                    ) STRICT;
+                    CREATE INDEX forecasts_by_end ON forecasts (ended_at);
+                    """)
+        }
         return migrator
     }
 
@@ -195,11 +211,11 @@ public final class Store: Sendable {
         (error as? Problem) ?? Problem("store-unusable", "The database \(path) failed: \(error).")
     }
 
-    private static func json(_ value: some Encodable) throws -> String {
+    static func json(_ value: some Encodable) throws -> String {
         String(decoding: try JSONEncoder().encode(value), as: UTF8.self)
     }
 
-    private static func decoded<T: Decodable>(_ texts: [String]) throws -> [T] {
+    static func decoded<T: Decodable>(_ texts: [String]) throws -> [T] {
         try texts.map { try JSONDecoder().decode(T.self, from: Data($0.utf8)) }
     }
 }

@@ -80,9 +80,32 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
         looks.append(look)
     }
 
+    /// Ages all looks, so that they belong to an earlier migration: they tell of the curve, not of the trend.
+    ///
+    /// - Parameter factor: what the guest is expected to write now, against what it wrote then.
+    public func asPrior(times factor: Double = 1) -> WorkingSetHistory {
+        var prior = WorkingSetHistory()
+        for look in looks.suffix(Self.priorLooksMax) {
+            prior.looks.append(Look(endMs: -1, spanMs: look.spanMs, pages: look.pages * factor))
+        }
+        return prior
+    }
+    private static let priorLooksMax = 24
+
+    /// Looks at the present that are enough to forget the past.
+    static let ownLooks = 6
+
+    /// Forgets what belongs to an earlier migration, once enough is known of this one.
+    mutating func forgetPrior() {
+        guard looks.first.map({ $0.endMs < 0 }) ?? false, looks.count(where: { $0.endMs >= 0 }) >= Self.ownLooks else {
+            return
+        }
+        looks.removeAll { $0.endMs < 0 }
+    }
+
     /// nil: fewer than three looks.
     public var trend: Trend? {
-        let recent = looks.suffix(Self.trendLooks)
+        let recent = looks.suffix(Self.trendLooks).filter { $0.endMs >= 0 }
         guard recent.count >= 3, let now = recent.last?.endMs else { return nil }
         // A long look finds fewer pages per second of the same guest, so rates cannot be compared as they are.
         guard let curve else { return nil }

@@ -23,7 +23,9 @@ import Testing
             runDirectory: /r
             api: {socket: /x.sock, listen: "127.0.0.1:8080"}
             link: {listen: "10.0.0.1:7000", lanes: 4, insecure: true}
-            migrate: {lineTableMiB: 64, holdHotPages: false, recordMs: 700, sendWhileRecording: false, prefetch: near}
+            migrate:
+              {lineTableMiB: 64, holdHotPages: false, recordMs: 700, sendWhileRecording: false, prefetch: near,
+               allow: [postcopy], patienceS: 5}
             ramDirectory: /ram
             hosts: {b: 10.0.0.2, c: "10.0.0.3:7500"}
             logFormat: json
@@ -41,6 +43,8 @@ import Testing
         wanted.migrate.recordMs = 700
         wanted.migrate.sendWhileRecording = false
         wanted.migrate.prefetch = .near
+        wanted.migrate.allow = [.postcopy]
+        wanted.migrate.patienceS = 5
         wanted.ramDirectory = "/ram"
         wanted.hosts = ["b": "10.0.0.2", "c": "10.0.0.3:7500"]
         wanted.logFormat = .json

@@ -35,7 +35,9 @@ import Yams
         ("FormCount", Samples.summary.forms[0]), ("LineSummary", Samples.lines), ("PullSummary", Samples.pull),
         ("PrefetchSummary", Samples.prefetch),
         ("PlanRequest", Samples.planRequest), ("PlanReport", Samples.plan), ("PlanOption", Samples.planOption),
-        ("PlanRange", Samples.planOption.totalMs),
+        ("PlanRange", Samples.planOption.totalMs), ("AccuracyReport", Samples.accuracy),
+        ("ForecastErrors", Samples.accuracy.atStart), ("ErrorSpread", Samples.accuracy.atStart?.totalMs),
+        ("ForecastRecord", Samples.forecast), ("MigrationCost", Samples.forecast.actual),
     ]
 
     @Test("every schema and every property, both ways") func properties() throws {
@@ -74,6 +76,7 @@ import Yams
         }
         #expect(written("MigrateRequest", "port") == MemoryPort.allCases.map(\.rawValue))
         #expect(written("MigrateRequest", "mode") == MigrationMode.allCases.map(\.rawValue))
+        #expect(written("ForecastRecord", "basis") == ForecastRecord.Basis.allCases.map(\.rawValue))
         #expect(written("PlanOption", "ending") == PlanOption.Ending.allCases.map(\.rawValue))
         #expect(written("JobStatus", "phase") == JobPhase.allCases.map(\.rawValue))
         #expect(written("MachineSummary", "origin")?.allSatisfy { MachineOrigin(rawValue: $0) != nil } == true)

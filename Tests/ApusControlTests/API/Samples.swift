@@ -15,12 +15,20 @@ enum Samples {
         command: ["qemu-system-x86_64", "-append", "it's quiet", "-m", "1G"], job: "j1",
         note: "Guest RAM stays private.")
     static let migrate = MigrateRequest(
-        vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, port: .direct, mode: .dsm,
+        vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, deadlineS: 50,
+        allow: [.throttle], port: .direct, mode: .dsm,
         verify: true, rebaseMemory: true)
     static let planRequest = PlanRequest(vm: "web", host: "b", maxDowntimeMs: 100, seconds: 1.5)
     static let planOption = PlanOption(
         port: .direct, mode: .dsm, ending: .converges, wireBytes: .init(low: 170e6, likely: 172e6, high: 180e6),
-        totalMs: .init(low: 1900, likely: 2000, high: 2150), downtimeMs: .init(low: 15.1, likely: 17, high: 21))
+        totalMs: .init(low: 1900, likely: 2000, high: 2150), downtimeMs: .init(low: 15.1, likely: 17, high: 21),
+        slowedTo: 0.4)
+    static let forecast = ForecastRecord(
+        job: "j1", vm: "web", host: "b", endedAt: Date(timeIntervalSince1970: 1_795_246_203.5), port: .direct,
+        basis: .plan, atStart: .init(totalMs: 3_300, wireBytes: 200e6, downtimeMs: 40),
+        atGate: .init(totalMs: 3_500, wireBytes: 210e6, downtimeMs: 44),
+        actual: .init(totalMs: 3_421, wireBytes: 211.3e6, downtimeMs: 41.23))
+    static let accuracy = AccuracyReport([forecast])
     static let plan = PlanReport(
         vm: "web", host: "b", takenAt: Date(timeIntervalSince1970: 1_795_246_200.125), maxDowntimeMs: 100,
         linkBytesPerS: 117e6, roundTripMs: 0.12, memoryBytes: 1 << 30, zeroShare: 0.61, bytesPerPage: 1712,
@@ -68,6 +76,8 @@ enum Samples {
         ]
         summary.qemuDowntimeMs = 38
         summary.predictedDowntimeMs = 45.4
+        summary.slowedTo = 0.4
+        summary.slowedMs = 812
         summary.rounds = 4
         summary.wireBytes = 211_300_000
         summary.forms = [

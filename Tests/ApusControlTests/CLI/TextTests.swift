@@ -26,6 +26,7 @@ import Testing
                   recorded    10 200 pages in 307 ms; page tables emptied in 31.2 ms, looks 21.9 ms
                   verified    262 144 pages, 0 of them sent again
                   port        direct, 12 hot pages kept for the switch, fence 0.4 ms
+                  slowed      to 40 % of its speed, its vCPUs stood still for 0.81 s
                   RAM         pc.ram mapped, 3 blocks stream
                   agent CPU   source 0.42 s, destination 0.51 s
                 """)

@@ -1,9 +1,11 @@
 import ApusAPI
-import ApusControl
+import ApusFlow
 import ApusSystem
 import Foundation
 import GRDB
 import Testing
+
+@testable import ApusControl
 
 @Suite("Store") struct StoreTests {
     private let path = "/tmp/apus-store-\(UInt32.random(in: 0...UInt32.max)).db"
@@ -42,6 +44,43 @@ import Testing
         #expect(try await store.job("j2") == nil)
         try await store.removeMachine("web")
         #expect(try await store.machines().isEmpty)
+    }
+
+    @Test("what a VM wrote, and what was foretold, is remembered") func histories() async throws {
+        defer { clean() }
+        var known = VMHistory()
+        var seen = WorkingSetHistory()
+        for spanMs in [50.0, 100, 200, 400] {
+            seen.add(.init(endMs: spanMs, spanMs: spanMs, pages: 1000 * (1 - 1 / (1 + spanMs / 100))))
+        }
+        known.learn(seen, atHour: 7)
+        known.learn(link: 117e6, to: "b")
+        (known.dataPages, known.firstBytesPerPage) = (40_000, 4100)
+        do { try await Store(path: path).save(known, of: "web") }
+        let store = try Store(path: path)
+        let again = try #require(try await store.history(of: "web"))
+        #expect(again == known)
+        #expect(try await store.history(of: "other") == nil)
+        #expect(again.forecast(to: "c", maxDowntimeMs: 300, slowsDown: true, atHour: 7) == nil)
+        let quiet = try #require(again.forecast(to: "b", maxDowntimeMs: 300, slowsDown: true, atHour: 7))
+        #expect((1300...1600).contains(quiet.totalMs), "\(quiet)")
+        // A busier hour is expected to be busy again.
+        var busy = again
+        busy.hours[8] = .init(pagesPerS: (busy.hours[7]?.pagesPerS ?? 0) * 5, looks: 1)
+        let later = try #require(busy.forecast(to: "b", maxDowntimeMs: 300, slowsDown: true, atHour: 8))
+        #expect(later.wireBytes > quiet.wireBytes)
+        try await store.save(Samples.forecast)
+        try await store.save(Samples.forecast)
+        #expect(try await store.forecasts() == [Samples.forecast])
+    }
+
+    @Test("errors are shares of what was") func errors() throws {
+        func cost(_ value: Double) -> MigrationCost { .init(totalMs: value, wireBytes: 1, downtimeMs: value) }
+        let pairs = [80, 90, 100, 110, 150].map { (foretold: cost($0), actual: cost(100)) }
+        let errors = try #require(ForecastErrors(pairs))
+        #expect(errors.migrations == 5 && abs(errors.totalMs.median - 0.1) < 1e-9)
+        #expect(abs(errors.totalMs.p90 - 0.38) < 1e-9 && errors.wireBytes.p90 == 0)
+        #expect(ForecastErrors([]) == nil)
     }
 
     @Test("a session's last record stands") func sessions() async throws {

@@ -37,6 +37,22 @@ import Testing
         #expect(patient.ending == .fits)
     }
 
+    @Test("such a guest ends when it is slowed down, later and with more bytes than a calm one") func slowed() throws {
+        let busy = input(setPages: 16_384, writesPerS: 85_000)
+        let share = try #require(Forecast.leastShare(busy))
+        #expect((0.3...0.9).contains(share))
+        let slowed = Forecast.move(busy, slowsDown: true)
+        #expect(slowed.ending != .tooBusy && slowed.downtimeMs <= 300)
+        #expect(slowed.totalMs > Forecast.rounds(busy).totalMs && slowed.wireBytes > Forecast.rounds(busy).wireBytes)
+        #expect(Forecast.move(busy, slowsDown: false) == Forecast.rounds(busy))
+        #expect(Forecast.leastShare(input(setPages: 16_384, writesPerS: 1500)) == nil)
+        // It moves first, or at once: no pause but the fixed one.
+        for following in [Forecast.hybrid(busy), Forecast.postcopy(busy)] {
+            #expect(following.ending == .follows && following.downtimeMs == busy.fixedDowntimeMs)
+        }
+        #expect(Forecast.postcopy(busy).wireBytes < Forecast.hybrid(busy).wireBytes)
+    }
+
     @Test("more writing never makes the pause shorter", arguments: [500.0, 2000, 8000, 20_000])
     func monotonous(writesPerS: Double) {
         let less = Forecast.rounds(input(setPages: 16_384, writesPerS: writesPerS))

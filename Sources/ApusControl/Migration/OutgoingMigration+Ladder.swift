@@ -1,0 +1,139 @@
+import ApusAPI
+import ApusFlow
+import ApusQMP
+import ApusSystem
+import Foundation
+import Logging
+
+// What is done about a guest that writes faster than its memory travels.
+
+extension MigrateRequest {
+    /// The job's own time limit.
+    var limitS: Double? { [timeoutS, deadlineS].compactMap(\.self).min() }
+
+    /// What the operator allows, else the agent's configuration.
+    func allows(_ means: MigrationMeans, _ config: AgentConfig.Migrate) -> Bool {
+        (allow ?? config.allow).contains(means)
+    }
+}
+
+extension OutgoingMigration {
+    /// A guest that is paused does not write.
+    nonisolated static func ladder(
+        _ request: MigrateRequest, _ config: AgentConfig.Migrate, guestRunning: Bool, handsOver: Bool, elapsedMs: Double
+    ) -> Ladder {
+        guard guestRunning else { return Ladder() }
+        return Ladder(
+            slowsDown: request.allows(.throttle, config), handsOver: handsOver,
+            deadlineMs: request.deadlineS.map { $0 * 1000 - elapsedMs }, patienceMs: config.patienceS * 1000)
+    }
+
+    /// As of now, when memory begins to travel.
+    var ladder: Ladder {
+        Self.ladder(
+            request, services.config.migrate, guestRunning: session.guestRunning, handsOver: pull == .ifNeeded,
+            elapsedMs: Instant.now().ms(since: started))
+    }
+
+    /// Of the stream port.
+    nonisolated static func gate(
+        _ request: MigrateRequest, _ config: AgentConfig.Migrate, _ prior: VMHistory, guestRunning: Bool
+    ) -> SwitchGate {
+        SwitchGate(
+            maxDowntimeMs: Double(request.maxDowntimeMs) * OutgoingTransfer.countedShare,
+            ladder: movesWhenFlat(request, guestRunning: guestRunning)
+                ? Ladder()
+                : ladder(request, config, guestRunning: guestRunning, handsOver: false, elapsedMs: 0),
+            fixedMs: prior.fixedDowntimeMs ?? SwitchGate.fixedMs,
+            history: prior.prior(atHour: VMHistory.hour(of: Date())))
+    }
+
+    /// What a hybrid's rounds do not make less is fetched.
+    nonisolated static func movesWhenFlat(_ request: MigrateRequest, guestRunning: Bool) -> Bool {
+        guestRunning && request.mode?.pull == .rest
+    }
+
+    /// Decided by the stream port's gate.
+    func act(on decision: SwitchGate.Decision, _ shortfall: Shortfall) {
+        guard session.state == .transferring, session.guestRunning || decision == .open else { return }
+        note(decision, shortfall)
+        switch decision {
+        case .open:
+            if let brake = transfer?.brake, brake.share > 0 { try? brake.set(Brake.hardest) }
+            gateOpens(predictedDowntimeMs: status.progress.predictedDowntimeMs)
+        case .slowDown(let share):
+            // The gate sees that it has failed, and takes the next rung.
+            do { try transfer?.brake?.set(share) } catch { transfer?.brake?.release() }
+        case .wait, .handOver, .refuse: break
+        }
+    }
+
+    /// Says what was decided, and ends a job that has no way left.
+    func note(_ decision: SwitchGate.Decision, _ shortfall: Shortfall) {
+        switch decision {
+        case .wait, .open: break
+        case .slowDown(let share):
+            marks.slowest = max(marks.slowest ?? 0, share)
+            let speed = Int(((1 - share) * 100).rounded())
+            status.notes.append(
+                "After \(Self.seconds(shortfall.elapsedMs)) \(request.vm) is slowed down to \(speed) % of its speed: \(told(shortfall))"
+            )
+        case .handOver:
+            status.notes.append(
+                "After \(Self.seconds(shortfall.elapsedMs)) \(request.vm) moves before its memory: \(told(shortfall))")
+        case .refuse: post(.localFailed(tooBusy(shortfall)))
+        }
+    }
+
+    /// Its time is over.
+    func passDeadline() {
+        guard request.limitS == request.deadlineS, session.state == .transferring, let shortfall = monitor.shortfall
+        else {
+            return post(.deadlinePassed)
+        }
+        post(.localFailed(tooBusy(shortfall)))
+    }
+
+    private func tooBusy(_ shortfall: Shortfall) -> SessionProblem {
+        let config = services.config.migrate
+        let missing = MigrationMeans.allCases.filter { !request.allows($0, config) }.map(\.rawValue)
+        let ways = [
+            "allow a pause of \(Int((shortfall.neededMs / 10).rounded(.up)) * 10) ms (--max-downtime)",
+            missing.isEmpty ? nil : "allow \(missing.joined(separator: " or ")) (--allow)",
+            "migrate when it writes less",
+        ].compactMap(\.self)
+        let waited =
+            request.deadlineS.map { "before its deadline of \(Self.seconds($0 * 1000))" }
+            ?? "within \(Self.seconds(shortfall.elapsedMs))"
+        return SessionProblem(
+            "guest-too-busy",
+            "\(request.vm) did not come to a point \(waited) where it could be moved: \(told(shortfall))",
+            advice: "It runs on as fast as before. To move it, \(ways.joined(separator: ", or ")).")
+    }
+
+    private func told(_ shortfall: Shortfall) -> String {
+        func rate(_ bytesPerS: Double) -> String { String(format: "%.1f MB/s", bytesPerS / 1e6) }
+        return
+            "it writes \(rate(shortfall.dirtyBytesPerS)) of different memory, the link takes \(rate(shortfall.linkBytesPerS)), "
+            + "a pause now would take \(Int(shortfall.neededMs.rounded())) ms of the \(request.maxDowntimeMs) ms allowed."
+    }
+
+    private static func seconds(_ ms: Double) -> String { String(format: "%.1f s", ms / 1000) }
+}
+
+extension OutgoingTransfer {
+    /// What the stream port's gate must know of the vCPUs.
+    var pedal: ProgressMonitor.Pedal {
+        guard let brake else { return .init() }
+        return .init(canSlowDown: brake.failure == nil, stoppedNs: brake.stoppedNs)
+    }
+
+    /// nil: QEMU does not say which of its threads are vCPUs, or they are not to be found.
+    static func brake(of machine: Machine) async -> Brake? {
+        guard let infos = try? await machine.qmp.execute(.queryCPUsFast) else { return nil }
+        let threads = Set(infos.map(\.threadID)).sorted()
+        let known = (try? ProcFile.numbers(in: "/proc/\(machine.pid)/task")) ?? []
+        guard !threads.isEmpty, threads.allSatisfy(known.contains) else { return nil }
+        return Brake(pid: machine.pid, threads: threads)
+    }
+}

@@ -1,0 +1,67 @@
+/// What may be done about a guest that writes more than the link carries within the allowed pause, the mildest first.
+///
+/// ```
+///   rounds get no shorter        slow down   the vCPUs stand still for the least share of the time with which rounds end; more,
+///     and do not fit the pause     |         if they do not
+///                                hand over   the guest moves, the rest is fetched
+///                                  |
+///                                refuse      when it has not calmed down within the patience, or at the deadline
+/// ```
+///
+/// Every way down ends: a rung is tried at most once for each of ``shares``, and the last one is an end.
+public struct Ladder: Sendable, Equatable {
+    public var slowsDown: Bool
+    public var handsOver: Bool
+    /// Since the flow began: by then the guest runs at the destination, or stays.
+    public var deadlineMs: Double?
+    /// With no rung left, a calmer moment is waited for so long.
+    public var patienceMs: Double
+
+    public init(
+        slowsDown: Bool = false, handsOver: Bool = false, deadlineMs: Double? = nil, patienceMs: Double = .infinity
+    ) {
+        self.slowsDown = slowsDown
+        self.handsOver = handsOver
+        self.deadlineMs = deadlineMs
+        self.patienceMs = patienceMs
+    }
+
+    /// From the decision to the guest running there, generously.
+    static let switchMs = 1_000.0
+    /// Shares of the time that vCPUs may be made to stand still.
+    static let shares = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98]
+}
+
+/// What keeps a guest from being moved, in numbers.
+public struct Shortfall: Sendable, Equatable {
+    public var dirtyBytesPerS: Double
+    public var linkBytesPerS: Double
+    /// The pause that it would take now.
+    public var neededMs: Double
+    public var elapsedMs: Double
+}
+
+extension WorkingSet {
+    /// How long rounds against this guest take until what is left can travel in `freeMs`; nil: they stop getting shorter before.
+    ///
+    /// - Parameters:
+    ///   - pages: what the first of them sends.
+    ///   - noticeMs: what the guest goes on writing for after the last one.
+    ///   - running: share of the time in which its vCPUs run.
+    func settleMs(
+        from pages: Double, pageMs: Double, noticeMs: Double, running: Double, freeMs: Double
+    ) -> Double? {
+        var left = pages
+        var totalMs = 0.0
+        // 0.7 to the power of this is less than a page of any guest.
+        for _ in 0..<256 {
+            let roundMs = left * pageMs
+            totalMs += roundMs + noticeMs
+            let next = dirtied(inMs: (roundMs + noticeMs) * running)
+            if next * pageMs <= freeMs { return totalMs }
+            if next > SwitchGate.shrink * left && totalMs > roundMs + noticeMs { return nil }
+            left = next
+        }
+        return nil
+    }
+}

@@ -1,0 +1,99 @@
+internal import Synchronization
+
+/// Lets some threads of another process run for a part of the time only: a vCPU that is slowed down writes less.
+///
+/// ```
+///   set(0.8)   |■■■■■■■■■■■■■■■■    |■■■■■■■■■■■■■■■■    |      ■ in a ptrace stop, at most 40 ms in one piece
+/// ```
+///
+/// The kernel lets threads go when their tracer ends, however it ends: an agent that is killed leaves nobody standing, and
+/// its successor has nothing to put right. The process itself notices nothing, no monitor is asked, no disk is flushed.
+public final class Brake: Sendable {
+    /// The largest share of the time that threads may be stopped.
+    public static let hardest = 0.98
+    /// A stop and the run after it.
+    static let periodMs = 40.0
+
+    private struct State: Sendable {
+        var share = 0.0
+        /// For the time being; the share is kept.
+        var isHeld = false
+        var isOver = false
+        var worker: WorkerThread?
+        /// Why nothing can be stopped; nil: it could so far.
+        var failure: InjectionError?
+
+        var isStopping: Bool { share > 0 && !isHeld && !isOver }
+    }
+
+    private let pid: Int32
+    private let threads: [Int32]
+    private let state = Monitor(State())
+    private let stopped = Atomic<UInt64>(0)
+
+    /// Stops nothing yet.
+    public init(pid: Int32, threads: [Int32]) {
+        self.pid = pid
+        self.threads = threads
+    }
+
+    /// How long the threads have stood still so far, nanoseconds.
+    public var stoppedNs: UInt64 { stopped.load(ordering: .relaxed) }
+    public var share: Double { state.read { $0.share } }
+    public var failure: InjectionError? { state.read { $0.failure } }
+
+    /// From now on the threads are stopped for this share of the time.
+    public func set(_ share: Double) throws(SystemError) {
+        let share = min(max(share, 0), Self.hardest)
+        let isNew = state.update { state in
+            state.share = share
+            return state.worker == nil && share > 0 && !state.isOver
+        }
+        guard isNew else { return }
+        let worker = try WorkerThread("apus-brake") { [self] in work() }
+        state.update { $0.worker = worker }
+    }
+
+    /// Lets the threads run, and stops them again as before.
+    public func hold() { state.update { $0.isHeld = true } }
+    public func goOn() { state.update { $0.isHeld = false } }
+
+    /// Lets the threads run, for good. Does not wait; idempotent.
+    public func release() { state.update { $0.isOver = true } }
+    /// Waits until they do.
+    public func join() {
+        release()
+        state.read { $0.worker }?.join()
+    }
+
+    private func work() {
+        while let share = nextShare() {
+            let began = Instant.now()
+            do throws(InjectionError) { try stop(forMs: Self.periodMs * share) } catch {
+                state.update { $0.failure = error }
+                return
+            }
+            let tookMs = Instant.now().ms(since: began)
+            stopped.wrappingAdd(UInt64(tookMs * 1e6), ordering: .relaxed)
+            // A stop that took longer is made up for.
+            _ = state.wait(ms: tookMs * (1 - share) / share) { $0.isOver ? true : nil }
+        }
+    }
+
+    /// Waits until something is to be stopped; nil: nothing will be any more.
+    private func nextShare() -> Double? {
+        enum Next { case stop(Double), end }
+        let next = state.wait { state -> Next? in
+            state.isOver ? .end : state.isStopping ? .stop(state.share) : nil
+        }
+        if case .stop(let share) = next { return share }
+        return nil
+    }
+
+    private func stop(forMs ms: Double) throws(InjectionError) {
+        let all = try StoppedThreads.stop(threads, of: pid, pastSeccomp: false)
+        guard all.count > 0 else { throw .processGone(pid: pid) }
+        _ = state.wait(ms: ms) { $0.isStopping ? nil : true }
+        _ = consume all
+    }
+}

@@ -1,0 +1,81 @@
+import ApusFlow
+
+/// A guest that writes, a link, and the rounds that a direct source makes, without any of them: only time and numbers.
+struct GateWorld {
+    var gate: SwitchGate
+    var maxDowntimeMs: Double
+    /// Pages of the first pass, and milliseconds of the link for each.
+    var pages = 40_000.0
+    var pageMs = 0.035
+    /// How fast the guest is at a moment, against its curve.
+    var speed: (_ ms: Double) -> Double = { _ in 1 }
+    /// What it writes at speed 1.
+    var guest: WorkingSet
+    var canSlowDown = true
+
+    init(_ guest: WorkingSet, maxDowntimeMs: Double = 300, _ ladder: Ladder = Ladder()) {
+        self.guest = guest
+        self.maxDowntimeMs = maxDowntimeMs
+        gate = SwitchGate(maxDowntimeMs: maxDowntimeMs, ladder: ladder)
+    }
+
+    struct End {
+        var decision: SwitchGate.Decision
+        var ms: Double
+        var rounds: Int
+        /// Of `open`: what the pause then is.
+        var pauseMs: Double
+        /// The largest share of the time that the vCPUs stood still.
+        var slowed: Double
+    }
+
+    private static let noticeMs = 8.0
+    /// A guest without a way is looked at again after this.
+    private static let steadyMs = 500.0
+    private static let limitMs = 3_600_000.0
+
+    /// Runs until the gate decides for an end; nil: it does not, within an hour.
+    func run() -> End? {
+        var (gate, ms, slowed) = (gate, 0.0, 0.0)
+        var (left, lastReady) = (pages, Double.infinity)
+        for round in 2...100_000 {
+            let sendMs = max(left * pageMs, 1)
+            let idleMs = left < 0.7 * lastReady || slowed > 0 ? 0 : max(0, Self.steadyMs - sendMs)
+            lastReady = left
+            let spanMs = sendMs + idleMs
+            let ran = (1 - slowed) * speed(ms)
+            for share in [0.05, 0.1, 0.25, 0.5] {
+                let pages = guest.dirtied(inMs: spanMs * share * ran)
+                gate.saw(.init(endMs: ms + spanMs * share, spanMs: spanMs * share * (1 - slowed), pages: pages))
+            }
+            let written = guest.dirtied(inMs: spanMs * ran)
+            gate.saw(.init(endMs: ms + spanMs, spanMs: spanMs * (1 - slowed), pages: written))
+            ms += spanMs
+            var sample = GateSample()
+            sample.elapsedMs = ms
+            sample.round = round
+            sample.linkBytesPerS = 4096 / pageMs * 1000
+            sample.noticeMs = Self.noticeMs
+            sample.canSlowDown = canSlowDown
+            let expected = gate.expectedPages(inMs: written * pageMs + Self.noticeMs) ?? written
+            sample.remainingBytes = expected * 4096
+            sample.doubtBytes = expected * gate.doubt * 4096
+            sample.dirtyBytesPerS = written / spanMs * 1000 * 4096
+            sample.savedBytes = .infinity
+            let decision = gate.decide(sample)
+            left = max(written, 1)
+            switch decision {
+            case .wait: break
+            case .slowDown(let share): slowed = max(slowed, share)
+            case .open, .handOver, .refuse:
+                let last = guest.dirtied(inMs: (left * pageMs + Self.noticeMs) * (1 - slowed) * speed(ms))
+                return End(
+                    decision: decision, ms: ms, rounds: round,
+                    pauseMs: last * pageMs + SwitchGate.fixedMs + SwitchGate.deviceBytes / sample.linkBytesPerS * 1000,
+                    slowed: slowed)
+            }
+            if ms > Self.limitMs { return nil }
+        }
+        return nil
+    }
+}

@@ -1,0 +1,138 @@
+import ApusAPI
+import ApusLab
+import ApusSystem
+import Foundation
+import Testing
+
+extension RealGuests {
+    /// A guest that writes three times what the link carries, every page anew: what is allowed decides how it ends.
+    @Suite(.enabled(if: HostPair.canMakeNamespaces, "needs root")) struct LadderTests {
+        /// 24 MB, of which the link of 25 MB/s carries a quarter in the allowed pause.
+        private static var writer: Workload {
+            var workload = FaultStage.workload
+            workload.hotMiB = 24
+            workload.pagesPerS = 18_000
+            workload.checkShare = 10
+            return workload
+        }
+        private static let maxDowntimeMs = 300
+
+        private func with(_ port: ApusPeer.Port, _ body: (FaultStage) async throws -> Void) async throws {
+            try await FaultStage.with(port: port, workload: Self.writer, body)
+        }
+
+        private func move(
+            _ stage: FaultStage, _ options: [String], maxDowntimeMs: Int = LadderTests.maxDowntimeMs
+        ) async throws -> JobStatus {
+            let text = try await stage.source.apus(
+                [
+                    "migrate", FaultStage.vm, stage.destination.endpoint, "--detach", "--json", "--port",
+                    stage.port.rawValue, "--max-downtime", "\(maxDowntimeMs)",
+                ] + options)
+            return try Agent.decode(JobStatus.self, text)
+        }
+
+        /// No thread of it is in anybody's hands.
+        private func expectUntraced(_ agent: Agent, _ known: Int32? = nil) async throws {
+            let asked = known == nil ? try await agent.qemuPID(of: FaultStage.vm) : nil
+            let pid = try #require(known ?? asked)
+            for thread in try ProcFile.numbers(in: "/proc/\(pid)/task") {
+                guard let status = try? ProcFile.read("/proc/\(pid)/task/\(thread)/status") else { continue }
+                #expect(ProcFile.field("TracerPid", of: status) == "0")
+                #expect(ProcFile.field("State", of: status)?.hasPrefix("t") == false)
+            }
+        }
+
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func itIsSlowedDownUntilItFits(port: ApusPeer.Port) async throws {
+            try await with(port) { stage in
+                let job = try await move(stage, ["--allow", "throttle"])
+                let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
+                let summary = try #require(ended.summary)
+                print(
+                    "ladder | \(port.rawValue) | \(summary.totalMs) ms, \(summary.downtimeMs ?? -1) ms down, "
+                        + "predicted \(summary.predictedDowntimeMs ?? -1), to \(summary.slowedTo ?? -1) | \(ended.notes)"
+                )
+                #expect(summary.slowedTo.map { $0 < 0.9 } == true && (summary.slowedMs ?? 0) > 0, "\(summary)")
+                #expect(summary.downtimeMs.map { $0 <= Double(Self.maxDowntimeMs) } == true, "\(summary)")
+                #expect(ended.notes.contains { $0.contains("slowed down") })
+                try await expectUntraced(stage.source)
+            }
+        }
+
+        /// Says before what will be done, and keeps what became of it.
+        @Test(.timeLimit(.minutes(3))) func itIsForetold() async throws {
+            try await with(.direct) { stage in
+                let (vm, host) = (FaultStage.vm, stage.destination.endpoint)
+                let plan = try Agent.decode(
+                    PlanReport.self, try await stage.source.apus(["plan", vm, host, "--json"], seconds: 60))
+                let best = try #require(plan.options.first)
+                // A host that is busy lets it write less.
+                #expect(best.mode == .dsm && best.port == .direct && best.ending != .tooBusy, "\(plan)")
+                #expect(best.ending != .slowed || best.slowedTo.map { $0 < 0.9 } == true, "\(plan)")
+                #expect(plan.options.contains { $0.mode == .hybrid && $0.ending == .follows })
+                #expect(plan.options.contains { $0.mode == .postcopy })
+                _ = try await stage.settle(try await move(stage, ["--allow", "throttle,postcopy"]), .completed, moved: true, seconds: 60)
+                // The source is the other one now.
+                let record = try Agent.decode(
+                    AccuracyReport.self, try await stage.destination.apus(["plan", "--accuracy", "--json"]))
+                let latest = try #require(record.latest.first)
+                print("ladder | plan \(best) | \(latest)")
+                #expect(record.latest.count == 1 && latest.basis == .plan && latest.atGate != nil, "\(record)")
+                #expect(latest.atStart.map { (0.3...3).contains($0.wireBytes / latest.actual.wireBytes) } == true)
+                let text = try await stage.destination.apus(["plan", "--accuracy"])
+                #expect(text.contains("at the start") && text.contains("%"), "\(text)")
+            }
+        }
+
+        @Test(.timeLimit(.minutes(3))) func itMovesBeforeItsMemory() async throws {
+            try await with(.direct) { stage in
+                let job = try await move(stage, ["--allow", "postcopy"])
+                let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
+                let pull = try #require(ended.summary?.pull)
+                print("ladder | postcopy | \(ended.summary?.downtimeMs ?? -1) ms down, \(pull) | \(ended.notes)")
+                #expect(pull.missingPages > 1000 && ended.summary?.slowedTo == nil)
+                #expect(ended.notes.contains { $0.contains("moves before its memory") })
+            }
+        }
+
+        /// The deadline passes in the middle of the first pass.
+        @Test(.timeLimit(.minutes(3))) func aDeadlineIsKept() async throws {
+            try await FaultStage.with(rate: 50_000_000, port: .direct, workload: Self.writer) { stage in
+                let job = try await move(stage, ["--allow", "postcopy", "--deadline", "3"])
+                let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
+                #expect(ended.summary?.pull.map { $0.missingPages > 5000 } == true, "\(FaultStage.told(ended))")
+            }
+        }
+
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func withNothingAllowedItStays(port: ApusPeer.Port) async throws {
+            try await with(port) { stage in
+                let job = try await move(stage, ["--allow", "none", "--deadline", "6"])
+                let ended = try await stage.settle(job, .failed, seconds: 60)
+                FaultStage.expectsWords(ended.error, code: "guest-too-busy")
+                #expect(ended.error?.message.contains("of the 300 ms allowed") == true)
+                #expect(ended.error?.advice?.contains("--max-downtime") == true)
+                try await expectUntraced(stage.source)
+            }
+        }
+
+        @Test(.timeLimit(.minutes(3))) func anAgentThatIsKilledLeavesNobodyStanding() async throws {
+            try await with(.direct) { stage in
+                // Hardly any room: it is slow for seconds.
+                let job = try await move(stage, ["--allow", "throttle"], maxDowntimeMs: 60)
+                try await stage.source.job(of: FaultStage.vm, seconds: 30) { now in
+                    now.phase.isFinal || now.notes.contains { $0.contains("slowed down") }
+                }
+                let pid = try await stage.source.qemuPID(of: FaultStage.vm)
+                try await stage.source.kill()
+                try await expectUntraced(stage.source, pid)
+                let work = stage.console.trace.verdicts.count
+                try await stage.console.verdicts(work + 1, seconds: 60)
+                try await stage.restart(stage.source)
+                let ended = try await stage.settle(job, .failed)
+                FaultStage.expectsWords(ended.error, code: "agent-restarted")
+            }
+        }
+    }
+}
