@@ -220,7 +220,10 @@ struct DirectSource: ~Copyable {
     /// Waits until what was queued is on its way: a switch would have to wait for it, and the next round would measure
     /// the queues instead of the link.
     private func waitForLanes() {
-        while !orders.isDue && lanes.contains(where: { $0.backlog > 0 }) { pause(ms: 0.3) }
+        func isBusy() -> Bool {
+            lanes.contains { $0.backlog > 0 } || counters.contains { $0.waitingPages.now > 0 }
+        }
+        while !orders.isDue && isBusy() { pause(ms: 0.3) }
         // What the sockets still hold. A lane without work does not hear of what was installed since.
         let flow = flowSample()
         let restMs = Double(flow.unconfirmedBytes) / max(Double(flow.linkBytesPerS), 1) * 1000
@@ -299,7 +302,8 @@ struct DirectSource: ~Copyable {
         var sample = GateSample()
         sample.round = Int(progress.round.now)
         sample.linkBytesPerS = link
-        sample.ratio = flow.dataPages == 0 ? 1 : min(1.1, Double(flow.wireBytes) / (Double(flow.dataPages) * pageBytes))
+        sample.ratio =
+            flow.dataPages == 0 ? 1 : min(1.1, Double(flow.literalBytes) / (Double(flow.dataPages) * pageBytes))
         let sendMs = Double(rounds.readyCount) * pageBytes * sample.ratio / link * 1000
         let written = min(pagesPerS * (sendMs + closing.unsentMs) / 1000, Double(layout.pageCount))
         sample.remainingBytes = (written + Double(rounds.heldCount)) * pageBytes

@@ -54,6 +54,8 @@ public struct FlowOptions: Sendable {
     public var holdsHotPages = true
     /// Compare all pages by digest before the switch, and send again what differs. Prolongs the pause.
     public var verifies = false
+    /// Where pages may be found that need not travel; nil: nowhere.
+    public var references: SourceReferences?
     /// What stays at the source when the guest moves, to be fetched from there; direct port only.
     public var pull = Pull.nothing
 
@@ -92,6 +94,7 @@ public final class SourceFlow: Sendable {
     private let readerCounters = LaneCounters()
     private let directCounters = LaneCounters()
     private let hotPages: StreamSource.Hold?
+    private let references: SourceReferences?
     private let docks: [LaneDock]
     private let loss = LossReport()
     private let report: @Sendable (SourceFlowEvent) -> Void
@@ -109,6 +112,7 @@ public final class SourceFlow: Sendable {
         report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) throws(SystemError) {
         self.control = ControlOutlet(control)
+        references = options.references
         let guest = Monitor<GuestReader?>(nil)
         self.guest = guest
         let count = lanes.count
@@ -174,6 +178,9 @@ public final class SourceFlow: Sendable {
         }
     }
 
+    /// The switch is near: from now on all pages travel as they are.
+    public func closeReferences() { references?.close() }
+
     /// QEMU, which sends pages that are dropped, is held no more: it stops the guest when little is left to it. Direct port.
     public func letQemuFinish() { direct?.orders.letQemuFinish() }
 
@@ -237,6 +244,9 @@ public final class SourceFlow: Sendable {
         let isOver = over.read { $0 }
         if !isOver && loss.isNews(attempt) { report(.linkLost) }
     }
+
+    /// The guest's memory, for when it has left; nil: only its QEMU can reach it.
+    public var memoryImage: MemoryImage? { guest.read { $0 }?.image }
 
     public func sample() -> FlowSample {
         var sample = FlowSample()
