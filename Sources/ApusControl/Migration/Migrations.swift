@@ -15,6 +15,7 @@ public actor Migrations {
     private let config: AgentConfig
     let logger: Logger
     let board: JobBoard
+    let content: ContentDesk
     private let lanes = LaneRegistry()
     private let rehearsal: Rehearsal?
     var outgoing: [String: OutgoingMigration] = [:]
@@ -27,6 +28,7 @@ public actor Migrations {
         self.config = config
         self.logger = logger
         board = JobBoard(store: store, logger: logger)
+        content = ContentDesk(config, logger)
         rehearsal = Rehearsal(runDirectory: config.runDirectory)
     }
 
@@ -109,7 +111,8 @@ public actor Migrations {
             guestRunning: await migration.session.guestRunning,
             options: [
                 "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
-                "directBlocks": direct?.offered, "pull": await migration.pull == .nothing ? nil : "1",
+                "directBlocks": direct?.offered, "content": await migration.offerContent(machine),
+                "pull": await migration.pull == .nothing ? nil : "1",
             ].compactMapValues { $0 }, reconnectS: config.link.reconnectS > 0 ? config.link.reconnectS : nil)
     }
 
@@ -183,6 +186,8 @@ public actor Migrations {
                 advice: "Another agent may use the port; see link.listen in the config file.")
         }
         defer { reception?.shutDown() }
+        let indexing = Task { [content, machines] in await content.watch(machines) }
+        defer { indexing.cancel() }
         try? await Task.sleep(for: .seconds(3600 * 24 * 365 * 10))
         await stopOutgoing()
     }
@@ -205,8 +210,8 @@ public actor Migrations {
     private var linkPort: UInt16 = 0
     var services: SessionServices {
         SessionServices(
-            machines: machines, store: store, config: config, board: board, logger: logger, linkPort: linkPort,
-            lanes: lanes, rehearsal: rehearsal)
+            machines: machines, store: store, config: config, board: board, content: content, logger: logger,
+            linkPort: linkPort, lanes: lanes, rehearsal: rehearsal)
     }
 
     func ended(_ job: String) {

@@ -91,6 +91,7 @@ final class OutgoingTransfer: Sendable {
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
         var options = FlowOptions(for: migration.request, migration.services.config.migrate)
         options.pull = migration.pull
+        options.references = migration.content.references
         if options.pull != .nothing, let memory { try await migration.openService(memory) }
         let port: SourcePort =
             if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
@@ -201,6 +202,7 @@ final class OutgoingTransfer: Sendable {
     /// let go on, and stops the guest as soon as it has caught up with it.
     func letQemuStop(maxDowntimeMs: Int) async throws {
         let limitMs = UInt64(max(maxDowntimeMs, 1))
+        flow.closeReferences()
         switch port {
         case .stream: await limitDowntime(limitMs)
         case .direct: try flow.connect(try await Self.connection(of: machine))

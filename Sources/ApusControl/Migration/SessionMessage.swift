@@ -186,6 +186,8 @@ public struct TransferTerms: Codable, Sendable, Equatable {
     public var resumes: Bool?
     /// Pages may be missing here when the guest begins to run; they will be fetched.
     public var pulls: Bool?
+    /// Which content need not travel; nil: all of it must.
+    public var content: ContentTerms?
 
     public init(direct: Bool = false, reason: String? = nil, resumes: Bool? = nil, pulls: Bool? = nil) {
         self.direct = direct

@@ -23,6 +23,7 @@ import Testing
             api: {socket: /x.sock, listen: "127.0.0.1:8080"}
             link: {listen: "10.0.0.1:7000", lanes: 4, insecure: true}
             migrate: {lineTableMiB: 64, holdHotPages: false}
+            content: {disks: false, indexMiB: 8, indexMBps: 50, storeMiB: 100, keyFile: /k, domains: {web: shop}}
             ramDirectory: /ram
             hosts: {b: 10.0.0.2, c: "10.0.0.3:7500"}
             logFormat: json
@@ -36,6 +37,12 @@ import Testing
         wanted.link.lanes = 4
         wanted.link.insecure = true
         wanted.migrate.lineTableMiB = 64
+        wanted.content.disks = false
+        wanted.content.indexMiB = 8
+        wanted.content.indexMBps = 50
+        wanted.content.storeMiB = 100
+        wanted.content.keyFile = "/k"
+        wanted.content.domains = ["web": "shop"]
         wanted.migrate.holdHotPages = false
         wanted.ramDirectory = "/ram"
         wanted.hosts = ["b": "10.0.0.2", "c": "10.0.0.3:7500"]
@@ -73,7 +80,14 @@ import Testing
         host.hosts = ["b": "x:y"]
         var table = AgentConfig()
         table.migrate.lineTableMiB = 0
-        for config in [lanes, relative, host, table] { #expect(throws: Problem.self) { try config.validate() } }
+        var (index, speed, store, key) = (AgentConfig(), AgentConfig(), AgentConfig(), AgentConfig())
+        index.content.indexMiB = 0
+        speed.content.indexMBps = 0
+        store.content.storeMiB = -1
+        key.content.keyFile = "key"
+        for config in [lanes, relative, host, table, index, speed, store, key] {
+            #expect(throws: Problem.self) { try config.validate() }
+        }
     }
 
     @Test("a cap of line hashes says what it can be", arguments: [0, -1, 1 << 20 + 1, Int.max]) func lineTable(

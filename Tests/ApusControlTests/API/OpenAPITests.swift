@@ -34,7 +34,8 @@ import Yams
         ("JobSummary", Samples.summary), ("DowntimePart", Samples.summary.downtimeParts[0]),
         ("FormCount", Samples.summary.forms[0]), ("LineSummary", Samples.lines), ("PullSummary", Samples.pull),
         ("PlanRequest", Samples.planRequest), ("PlanReport", Samples.plan), ("PlanOption", Samples.planOption),
-        ("PlanRange", Samples.planOption.totalMs),
+        ("PlanRange", Samples.planOption.totalMs), ("StoreReport", Samples.store),
+        ("StoredImage", Samples.store.images[0]), ("IndexedDisk", Samples.store.disks[0]),
     ]
 
     @Test("every schema and every property, both ways") func properties() throws {
