@@ -21,6 +21,8 @@ public struct ApusPeer: Sendable {
     public var lanes: Int?
     /// `migrate.holdHotPages` of both agents.
     public var holdsHotPages = true
+    /// Pages may be referred to on shared disks, and in what the guest left behind: `content` of both agents.
+    public var refers = false
     /// `migrate.lineTableMiB` of both agents; nil: no cap.
     public var lineTableMiB: Int?
     public var maxDowntimeMs = 300
@@ -39,7 +41,8 @@ public struct ApusPeer: Sendable {
 
     /// Takes port and mode from a name: `apus`, `apus-PORT`, `apus-MODE`, `apus-MODE-PORT`; `rebase` as the port is the
     /// direct one of a VM that is re-backed. A port without a mode means plain pages, so that what `apus-direct` measures
-    /// does not change with the default mode. `-nohold` at the end of any of them: hot pages are not kept back.
+    /// does not change with the default mode. `-ref` behind any of them: pages are referred to where they can be had
+    /// elsewhere. `-nohold` at the end of any of them: hot pages are not kept back.
     ///
     /// - Returns: nil for another name.
     public static func named(_ name: String, program: String, qemu: String) -> ApusPeer? {
@@ -56,6 +59,10 @@ public struct ApusPeer: Sendable {
             peer.mode = peer.mode ?? .plain
             words.removeFirst()
         }
+        if words.first == "ref" {
+            peer.refers = true
+            words.removeFirst()
+        }
         if words.first == "nohold" {
             peer.holdsHotPages = false
             words.removeFirst()
@@ -68,6 +75,7 @@ public struct ApusPeer: Sendable {
         var words = ["apus"]
         if let mode, mode != .plain || port == nil { words.append(mode.rawValue) }
         if let port { words.append(rebases ? "rebase" : port.rawValue) }
+        if refers { words.append("ref") }
         if !holdsHotPages { words.append("nohold") }
         return words.joined(separator: "-") + (lanes.map { " \($0) lane\($0 == 1 ? "" : "s")" } ?? "")
     }
@@ -84,14 +92,17 @@ public struct ApusPeer: Sendable {
     /// `link.reconnectS` of both agents; nil: the default.
     public var reconnectS: Double?
 
-    /// The agent's configuration file; nil: it needs none.
-    var configuration: String? {
+    /// The agent's configuration file.
+    var configuration: String {
         let link = [lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" }].compactMap(\.self)
         let migrate = [
             holdsHotPages ? nil : "  holdHotPages: false\n", lineTableMiB.map { "  lineTableMiB: \($0)\n" },
         ].compactMap(\.self)
-        let text = [("link", link), ("migrate", migrate)].map { $1.isEmpty ? "" : "\($0):\n" + $1.joined() }.joined()
-        return text.isEmpty ? nil : text
+        // A store and an index are measured where they are asked for, and disturb nothing elsewhere.
+        let content = refers ? [] : ["  disks: false\n", "  storeMiB: 0\n"]
+        return [("link", link), ("migrate", migrate), ("content", content)].map {
+            $1.isEmpty ? "" : "\($0):\n" + $1.joined()
+        }.joined()
     }
 
     /// `apus` beside this executable: `./dev` builds both into one folder.
@@ -119,6 +130,7 @@ public struct ApusPeer: Sendable {
             ? try await source.adopt(
                 workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator, in: lab)
             : try await source.run(workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator)
+        if refers { try await source.waitForIndexes() }
         try await ContinuousClock().sleep(for: Outcome.settling)
 
         var outcome = Outcome(peer: label, workload: workload.name, rate: pair.rate)

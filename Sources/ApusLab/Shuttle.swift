@@ -1,4 +1,4 @@
-import ApusAPI
+public import ApusAPI
 
 /// One guest that goes to and fro between two agents, proving its memory after each hop.
 public struct Shuttle: Sendable {
@@ -6,6 +6,8 @@ public struct Shuttle: Sendable {
     private let pair: HostPair
     private let peer: ApusPeer
     private var here: Console
+    /// When the last job was over.
+    private var wire: WireBytes?
     public private(set) var hops = 0
     private static let name = "prover"
 
@@ -22,15 +24,33 @@ public struct Shuttle: Sendable {
     /// Moves the guest to the other host and waits for a full check that began there.
     ///
     /// - Returns: what the migration took, in milliseconds.
-    public mutating func hop() async throws -> Double {
+    public mutating func hop() async throws -> Double { try await move().summary?.totalMs ?? 0 }
+
+    /// As ``hop()``; waits first until everything is known that need not travel.
+    ///
+    /// - Returns: the job, and the bytes of both directions on the wire; 0 without namespaces.
+    public mutating func measuredHop() async throws -> (job: JobStatus, wireBytes: UInt64) {
+        let from = agents[hops % 2], to = agents[(hops + 1) % 2]
+        if peer.refers {
+            try await from.waitForIndexes()
+            if hops > 0 { try await to.waitForImage(of: Self.name) }
+        }
+        let before = try await pair.wireBytes()
+        let job = try await move()
+        guard let before, let after = wire else { return (job, 0) }
+        return (job, (after - before).both)
+    }
+
+    private mutating func move() async throws -> JobStatus {
         let from = agents[hops % 2], to = agents[(hops + 1) % 2]
         async let there = Console.connect(path: to.consolePath(of: Self.name), seconds: peer.timeoutS)
         let job = try await from.migrate(Self.name, to: to.endpoint, peer).job
+        wire = try await pair.wireBytes()
         let console = try await there
         try await console.verdicts(2, seconds: 60)
         await here.close()
         here = console
         hops += 1
-        return job.summary?.totalMs ?? 0
+        return job
     }
 }

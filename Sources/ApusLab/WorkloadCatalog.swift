@@ -10,14 +10,14 @@ extension Workload {
     ]
 
     /// Every name that `named` knows; `lines-N` stands for `lines-1` to `lines-64`.
-    public static let names = (standard + [idleCache, fewBytes, redis]).map(\.name) + ["lines-N"]
+    public static let names = (standard + [idleCache, idleDisk, fewBytes, redis]).map(\.name) + ["lines-N"]
 
     public static func named(_ name: String) -> Workload? {
         if name.hasPrefix("lines-") {
             guard let lines = Int(name.dropFirst("lines-".count)), (1...64).contains(lines) else { return nil }
             return changing(lines: lines)
         }
-        return (standard + [idleCache, fewBytes, redis]).first { $0.name == name }
+        return (standard + [idleCache, idleDisk, fewBytes, redis]).first { $0.name == name }
     }
 
     /// `lines-N`: 10,000 times a second one page of a hot 64 MiB changes one word in each of N lines of 64 bytes, and
@@ -50,6 +50,15 @@ extension Workload {
         workload.name = "idle-cache"
         workload.regionMiB = 64
         workload.pageCacheMiB = 300
+        return workload
+    }
+
+    /// The same with next to nothing else in memory than what is on its disk.
+    private static var idleDisk: Workload {
+        var workload = idleCache
+        workload.name = "idle-disk"
+        workload.regionMiB = 4
+        workload.hotMiB = 1
         return workload
     }
 

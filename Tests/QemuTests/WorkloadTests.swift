@@ -82,6 +82,7 @@ import Testing
         ("apus-dsm-stream", ["--port", "stream", "--mode", "dsm"]),
         ("apus-dsm-direct", ["--port", "direct", "--mode", "dsm"]),
         ("apus-dsm-stream-nohold", ["--port", "stream", "--mode", "dsm"]),
+        ("apus-direct-ref", ["--port", "direct", "--mode", "plain"]), ("apus-ref", []),
     ])
     func aNameChoosesPortAndMode(_ name: String, _ options: [String]) throws {
         let peer = try #require(apus(name))
@@ -96,15 +97,18 @@ import Testing
 
     @Test func lanesAreConfiguredAndNamed() throws {
         var peer = try #require(apus("apus-dsm-direct"))
-        #expect(peer.configuration == nil)
+        let off = "content:\n  disks: false\n  storeMiB: 0\n"
+        #expect(peer.configuration == off)
         peer.lanes = 4
-        #expect(peer.configuration == "link:\n  lanes: 4\n")
+        #expect(peer.configuration == "link:\n  lanes: 4\n" + off)
         #expect(peer.label == "apus-dsm-direct 4 lanes")
         peer.lanes = 1
         #expect(peer.label == "apus-dsm-direct 1 lane")
         peer.holdsHotPages = false
         peer.lineTableMiB = 2
-        #expect(peer.configuration == "link:\n  lanes: 1\nmigrate:\n  holdHotPages: false\n  lineTableMiB: 2\n")
+        #expect(peer.configuration == "link:\n  lanes: 1\nmigrate:\n  holdHotPages: false\n  lineTableMiB: 2\n" + off)
+        peer.refers = true
+        #expect(peer.configuration.contains("content") == false)
     }
 
     @Test(arguments: [(nil, 32), (1, 1), (3, 2), (256, 256)])
