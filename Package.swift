@@ -57,14 +57,16 @@ let package = Package(
         module("ApusContent", ["ApusSystem", "ApusMemory"]),
         module("ApusWire", ["ApusSystem", "ApusMemory", "ApusCodec"]),
         module("ApusFabric", ["ApusSystem", "ApusMemory", "ApusWire"]),
-        module("ApusFlow", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric"]),
+        module(
+            "ApusFlow",
+            ["ApusSystem", "ApusMemory", "ApusCodec", "ApusContent", "ApusWire", "ApusFabric"]),
 
         // The control plane.
         module("ApusQMP", ["ApusSystem", product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio")]),
         module(
             "ApusControl",
             [
-                "ApusSystem", "ApusAPI", "ApusMemory", "ApusWire", "ApusFabric", "ApusFlow", "ApusQMP",
+                "ApusSystem", "ApusAPI", "ApusMemory", "ApusContent", "ApusWire", "ApusFabric", "ApusFlow", "ApusQMP",
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
                 product("Logging", "swift-log"), product("GRDB", "GRDB.swift"),
                 product("Hummingbird", "hummingbird"), product("ServiceLifecycle", "swift-service-lifecycle"),
@@ -89,7 +91,7 @@ let package = Package(
         module(
             "ApusLab",
             [
-                "ApusSystem", "ApusMemory", "ApusWire", "ApusFabric", "ApusFlow", "ApusAPI", "ApusQMP",
+                "ApusSystem", "ApusMemory", "ApusContent", "ApusWire", "ApusFabric", "ApusFlow", "ApusAPI", "ApusQMP",
                 product("Subprocess", "swift-subprocess"), product("SystemPackage", "swift-system"),
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
             ]),
@@ -110,11 +112,15 @@ let package = Package(
         tests("ApusContentTests", ["ApusSystem", "ApusMemory", "ApusContent"]),
         tests("ApusWireTests", ["ApusSystem", "ApusMemory", "ApusWire"], resources: [.copy("Fixtures")]),
         tests(
-            "ApusFlowTests", ["ApusSystem", "ApusMemory", "ApusCodec", "ApusWire", "ApusFabric", "ApusFlow", "ApusLab"]),
+            "ApusFlowTests",
+            [
+                "ApusSystem", "ApusMemory", "ApusCodec", "ApusContent", "ApusWire", "ApusFabric", "ApusFlow", "ApusLab",
+            ]),
         tests(
             "ApusControlTests",
             [
-                "ApusSystem", "ApusMemory", "ApusAPI", "ApusQMP", "ApusControl", "ApusWire",
+                "ApusSystem", "ApusMemory", "ApusContent", "ApusAPI", "ApusQMP", "ApusControl", "ApusFabric",
+                "ApusFlow", "ApusWire",
                 product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"), product("GRDB", "GRDB.swift"),
                 product("Logging", "swift-log"), product("Yams", "Yams"), "apus",
                 product("ServiceLifecycle", "swift-service-lifecycle"),

@@ -26,12 +26,14 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
     /// Move private RAM into a file first, with a pause of some milliseconds for each 256 MiB, so that the direct port can
     /// have it; nil: no.
     public var rebaseMemory: Bool?
+    /// Pages whose content the destination can get elsewhere (on a shared disk, in what the VM left there) need not travel;
+    /// nil: yes.
+    public var references: Bool?
 
     public init(
         vm: String, host: String, maxDowntimeMs: Int = 300, bandwidthMBps: Double? = nil, timeoutS: Double? = nil,
         deadlineS: Double? = nil, allow: [MigrationMeans]? = nil, port: MemoryPort? = nil, mode: MigrationMode? = nil,
-        verify: Bool? = nil,
-        rebaseMemory: Bool? = nil
+        verify: Bool? = nil, rebaseMemory: Bool? = nil, references: Bool? = nil
     ) {
         self.vm = vm
         self.host = host
@@ -44,6 +46,7 @@ public struct MigrateRequest: Codable, Sendable, Equatable {
         self.mode = mode
         self.verify = verify
         self.rebaseMemory = rebaseMemory
+        self.references = references
     }
 }
 
@@ -128,7 +131,8 @@ public struct JobProgress: Codable, Sendable, Equatable {
 
 /// Pages that travelled in one form.
 public struct FormCount: Codable, Sendable, Equatable {
-    /// `zero`, `raw`, `lz4`, `zstd`, `lines` (only what changed in the page), `same` (sent before, not changed).
+    /// `zero`, `raw`, `lz4`, `zstd`, `lines` (only what changed in the page), `same` (sent before, not changed), `disk` and
+    /// `snapshot` (read by the destination on a disk, or in what the VM left there).
     public var form: String
     public var pages: UInt64
     public var wireBytes: UInt64

@@ -63,6 +63,14 @@ public struct LaneEncoder: ~Copyable, Sendable {
     /// These pages travel whole next time, whatever the receiver is thought to hold.
     public mutating func forget(first: PageNumber, count: Int) { filter?.forget(first: first, count: count) }
 
+    /// A frame that is not made here, with these pages; what the receiver will hold of them is not known. ``FlightLedger``
+    /// must have room.
+    public mutating func beginElsewhere() { flight.begin() }
+    public mutating func addElsewhere(_ page: PageNumber) {
+        flight.add(first: page, count: 1)
+        filter?.forget(first: page, count: 1)
+    }
+
     /// Bytes of line hashes.
     public var tableBytes: Int { filter?.tableBytes() ?? 0 }
 

@@ -20,6 +20,7 @@ public struct LinkMeter: Sendable {
     private var waitedNs: UInt64 = 0
     private var knownFromWait = false
     private var sinceKnown = 0
+    private var isBusyElsewhere = false
     /// The estimate was raised on a guess that nothing has confirmed or refuted yet.
     private var isTryingUpwards = true
 
@@ -30,8 +31,13 @@ public struct LinkMeter: Sendable {
         windowStartNs = nowNs
     }
 
+    /// The rate as waiting has shown it; nil: the lane has never waited for the link, so how fast that is nobody knows.
+    public var shownBytesPerNs: Double? { knownFromWait ? bytesPerNs : nil }
+
     /// The receiver has confirmed this many wire bytes more.
     public mutating func credited(_ bytes: UInt64) { creditedBytes += bytes }
+    /// The lane does something else than sending pages: that it does not wait for the link says nothing.
+    public mutating func wasBusyElsewhere() { isBusyElsewhere = true }
     /// The lane stood still for the link.
     public mutating func waited(ns: UInt64) { waitedNs += ns }
 
@@ -46,7 +52,7 @@ public struct LinkMeter: Sendable {
             knownFromWait = true
             isTryingUpwards = false
             sinceKnown = 0
-        } else {
+        } else if !isBusyElsewhere {
             sinceKnown += 1
             if !knownFromWait {
                 if rate > 0 { bytesPerNs = max(bytesPerNs, rate) * 2 }
@@ -59,5 +65,6 @@ public struct LinkMeter: Sendable {
         windowStartNs = nowNs
         creditedBytes = 0
         waitedNs = 0
+        isBusyElsewhere = false
     }
 }

@@ -34,6 +34,13 @@ public struct ReferenceGate: Sendable, Equatable {
         state = left > pages ? .shut(pagesToGo: left - pages) : .open
     }
 
+    /// Shuts at once: the receiver does not answer.
+    public mutating func shut() {
+        state = .shut(pagesToGo: shutPages)
+        shutPages = min(shutPages * 2, Self.shutPagesMax)
+        closures += 1
+    }
+
     /// The receiver has answered.
     /// - Parameters:
     ///   - readMs: how long its storage took for all of them.
@@ -48,9 +55,7 @@ public struct ReferenceGate: Sendable, Equatable {
         let isSlow = self.readMs > Double(self.proved) * literalMs
         (self.proved, self.refused, self.readMs) = (0, 0, 0)
         if isStorm || isSlow {
-            state = .shut(pagesToGo: shutPages)
-            shutPages = min(shutPages * 2, Self.shutPagesMax)
-            closures += 1
+            shut()
         } else if isOpen {
             shutPages = Self.shutPagesMin
         }

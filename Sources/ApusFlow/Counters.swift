@@ -18,6 +18,18 @@ final class LaneCounters: Sendable {
     /// Pages compared by digest while the guest was stopped, and those of them that had to be sent again.
     let auditedPages = Atomic<UInt64>(0)
     let repairedPages = Atomic<UInt64>(0)
+    /// Pages that the receiver has found on a disk, and in its snapshot; those it could not find there; those it said
+    /// nothing of in time.
+    let diskPages = Atomic<UInt64>(0)
+    let snapshotPages = Atomic<UInt64>(0)
+    let refusedPages = Atomic<UInt64>(0)
+    let unansweredPages = Atomic<UInt64>(0)
+    /// Pages whose answer is waited for.
+    let waitingPages = Atomic<UInt64>(0)
+    /// Bytes of frames with references.
+    let referenceBytes = Atomic<UInt64>(0)
+    /// Times references were found not to pay.
+    let referenceClosures = Atomic<UInt64>(0)
     /// Memory of the line hashes.
     let lineTableBytes = Atomic<UInt64>(0)
     /// Bytes written to the link, frames included.
@@ -92,6 +104,18 @@ public struct FlowSample: Sendable, Equatable {
     /// Pages that `verifies` has compared, and those of them that differed and were sent again.
     public var auditedPages: UInt64 = 0
     public var repairedPages: UInt64 = 0
+    /// Pages that the destination read on a disk, or in its snapshot of the VM; pages it was referred to and could not
+    /// find there, and pages that it did not answer for in time: these travelled after all.
+    public var diskPages: UInt64 = 0
+    public var snapshotPages: UInt64 = 0
+    public var refusedPages: UInt64 = 0
+    public var unansweredPages: UInt64 = 0
+    /// Pages whose answer is waited for.
+    public var waitingPages: UInt64 = 0
+    /// Bytes of the frames that referred to them.
+    public var referenceBytes: UInt64 = 0
+    /// Times that references were found not to pay, and were left out for a while.
+    public var referenceClosures: UInt64 = 0
     /// Memory that the hashes of lines take, bytes.
     public var lineTableBytes: UInt64 = 0
     /// Bytes on the link in this direction: lanes and control connection, frames included.
@@ -113,7 +137,18 @@ public struct FlowSample: Sendable, Equatable {
     public var dataPages: UInt64 { rawPages + lz4Pages + zstdPages + linePages + samePages }
 
     /// What plain QEMU would have put on the link for the same pages: 8 bytes and the page, or 9 for a zero page.
-    public var plainBytes: UInt64 { (dataPages + (hold?.absorbedPages ?? 0)) * 4104 + zeroPages * 9 }
+    public var plainBytes: UInt64 {
+        (dataPages + referredPages + (hold?.absorbedPages ?? 0)) * 4104 + zeroPages * 9
+    }
+
+    /// Pages that were found elsewhere.
+    public var referredPages: UInt64 { diskPages + snapshotPages }
+    /// What references to so many pages took on the link.
+    public func bytesOfReferences(_ pages: UInt64) -> UInt64 {
+        referredPages == 0 ? 0 : UInt64(Double(referenceBytes) * Double(pages) / Double(referredPages))
+    }
+    /// Bytes of pages that travelled: what the next pages will cost is to be told from these.
+    public var literalBytes: UInt64 { wireBytes - min(referenceBytes, wireBytes) }
 
     /// Adds what another flow of the same job has sent.
     public mutating func add(_ other: FlowSample) {
@@ -138,6 +173,13 @@ public struct FlowSample: Sendable, Equatable {
         changedLines += lane.changedLines.now
         lineBytes += lane.lineBytes.now
         samePages += lane.samePages.now
+        diskPages += lane.diskPages.now
+        snapshotPages += lane.snapshotPages.now
+        refusedPages += lane.refusedPages.now
+        unansweredPages += lane.unansweredPages.now
+        waitingPages += lane.waitingPages.now
+        referenceBytes += lane.referenceBytes.now
+        referenceClosures += lane.referenceClosures.now
         auditedPages += lane.auditedPages.now
         repairedPages += lane.repairedPages.now
         lineTableBytes += lane.lineTableBytes.now

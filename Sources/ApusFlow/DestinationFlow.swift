@@ -10,6 +10,7 @@ public final class DestinationFlow: Sendable {
     private let isDirect: Bool
     private let ports: @Sendable (RAMBlock) -> BlockPort
     private let pull: PullDestination?
+    private let references: DestinationReferences?
     /// Pages that the source keeps, as far as it has named them.
     private let announced = Monitor<PageSet?>(nil)
     private let state: DestinationState
@@ -39,11 +40,13 @@ public final class DestinationFlow: Sendable {
     ///   - lanes: how many lanes will be attached.
     ///   - isDirect: the source sends RAM blocks that QEMU leaves out of its stream.
     ///   - pull: fetches what the source keeps; nil: it may keep nothing.
+    ///   - references: where pages can be read that do not travel; nil: nowhere.
     ///   - ports: how to reach a RAM block.
     ///   - send: puts a frame on the control connection; may block.
     ///   - report: called from any of the flow's threads; must not block.
     public init(
         qemu: Socket, lanes: Int, isDirect: Bool = false, pull: PullDestination? = nil,
+        references: DestinationReferences? = nil,
         ports: @escaping @Sendable (RAMBlock) -> BlockPort,
         send: @escaping @Sendable (ControlLink.Message) -> Void,
         report: @escaping @Sendable (DestinationFlowEvent) -> Void
@@ -52,6 +55,7 @@ public final class DestinationFlow: Sendable {
         control = send
         self.isDirect = isDirect
         self.pull = pull
+        self.references = references
         self.ports = ports
         self.report = report
         state = DestinationState(lanes: lanes)
@@ -71,7 +75,7 @@ public final class DestinationFlow: Sendable {
             var lane = ReceiveLane(
                 index: index, of: counters.count, connection, counters[index], state, feed, docks[index],
                 attempt: berth.attempt, linkLost: { [self] in loseLink($0) })
-            do throws(FlowFailure) { try lane.run(prologue) } catch { fail(error) }
+            do throws(FlowFailure) { try lane.run(prologue, references) } catch { fail(error) }
         }
     }
 
@@ -100,7 +104,7 @@ public final class DestinationFlow: Sendable {
             case .layout: try learnLayout(message)
             case .residence: try learnResidence(message)
             case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end,
-                .squeezedStream, .update, .patchable, .audit, .wanted:
+                .squeezedStream, .update, .patchable, .audit, .wanted, .reference, .referenceAnswer, .held:
                 throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
             }
         } catch { fail(error) }

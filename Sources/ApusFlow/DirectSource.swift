@@ -267,7 +267,10 @@ struct DirectSource: ~Copyable {
     /// Waits until what was queued is on its way: a switch would have to wait for it, and the next round would measure
     /// the queues instead of the link.
     func waitForLanes() {
-        while !orders.isDue && lanes.contains(where: { $0.backlog > 0 }) { pause(ms: 0.3) }
+        func isBusy() -> Bool {
+            lanes.contains { $0.backlog > 0 } || counters.contains { $0.waitingPages.now > 0 }
+        }
+        while !orders.isDue && isBusy() { pause(ms: 0.3) }
         // What the sockets still hold. A lane without work does not hear of what was installed since.
         let flow = flowSample()
         let restMs = Double(flow.unconfirmedBytes) / max(Double(flow.linkBytesPerS), 1) * 1000
@@ -349,7 +352,7 @@ struct DirectSource: ~Copyable {
         sample.elapsedMs = looks.elapsedMs
         sample.round = Int(progress.round.now)
         sample.linkBytesPerS = link
-        sample.ratio = ratio.take(wireBytes: flow.wireBytes, pages: flow.dataPages)
+        sample.ratio = ratio.take(wireBytes: flow.literalBytes, pages: flow.dataPages)
         sample.noticeMs = closing.unsentMs
         sample.canSlowDown = brake.map { $0.failure == nil } ?? false
         if !sample.canSlowDown { gate.cannotSlowDown() }

@@ -20,6 +20,9 @@ struct GuestReader: Sendable {
         self.readable = readable
     }
 
+    /// What can be kept of it when its QEMU has ended; nil: nothing.
+    var image: MemoryImage? { MemoryImage(layout, ports) }
+
     /// Copies a run of pages of one block to `offset` of `buffer`. A hole reads as zeros and stays a hole.
     func read(
         first: PageNumber, count: Int, into buffer: inout PageBuffer, at offset: Int

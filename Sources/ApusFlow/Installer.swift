@@ -37,6 +37,8 @@ struct RAMInstaller: ~Copyable, PageInstaller {
     private let feed: QemuFeed
     private let ramSection: UInt32
     let patchable: PageRanges
+    /// Pages that are read elsewhere; whatever is installed here is newer.
+    var awaited: AwaitedPages
     /// Pages that may hold something else than zeros.
     private var written: PageSet
     private var writer: QemuStreamWriter
@@ -52,6 +54,7 @@ struct RAMInstaller: ~Copyable, PageInstaller {
         writer = QemuStreamWriter(table: prologue.table)
         self.feed = feed
         self.written = written
+        awaited = AwaitedPages(pageCount: prologue.layout.pageCount)
     }
 
     /// A new QEMU's RAM is empty; what its firmware has put there all the same must not survive a zero page.
@@ -71,6 +74,7 @@ struct RAMInstaller: ~Copyable, PageInstaller {
     mutating func install(first: PageNumber, _ bytes: RawSpan) throws(PayloadError) {
         let (index, offset) = place(first)
         let count = bytes.byteCount / Limits.pageBytes
+        awaited.supersede(first: first, count: count)
         do throws(SystemError) {
             switch ports[index] {
             case .mapped(let window):
@@ -86,6 +90,7 @@ struct RAMInstaller: ~Copyable, PageInstaller {
 
     mutating func installZero(first: PageNumber, count: Int) throws(PayloadError) {
         let (index, offset) = place(first)
+        awaited.supersede(first: first, count: count)
         do throws(SystemError) {
             switch ports[index] {
             case .mapped(let window):
@@ -104,6 +109,7 @@ struct RAMInstaller: ~Copyable, PageInstaller {
         _ page: PageNumber, mask: UInt32, lineBytes: Int, _ bytes: RawSpan
     ) throws(PayloadError) {
         let (index, offset) = place(page)
+        awaited.supersede(first: page, count: 1)
         switch ports[index] {
         case .mapped(let window):
             window.patch(bytes, at: offset, mask, lineBytes: lineBytes)

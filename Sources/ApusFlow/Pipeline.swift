@@ -57,6 +57,8 @@ public struct FlowOptions: Sendable {
     public var holdsHotPages = true
     /// Compare all pages by digest before the switch, and send again what differs. Prolongs the pause.
     public var verifies = false
+    /// Where pages may be found that need not travel; nil: nowhere.
+    public var references: SourceReferences?
     /// What stays at the source when the guest moves, to be fetched from there.
     public var pull = Pull.nothing
     /// Stream port: the RAM blocks of which pages may stay; nil: none. What is not in them travels before the guest moves.
@@ -110,6 +112,7 @@ public final class SourceFlow: Sendable {
     private let directCounters = LaneCounters()
     private let hotPages: StreamSource.Hold?
     private let keepOrder: KeepOrder?
+    private let references: SourceReferences?
     private let docks: [LaneDock]
     private let loss = LossReport()
     private let report: @Sendable (SourceFlowEvent) -> Void
@@ -127,6 +130,7 @@ public final class SourceFlow: Sendable {
         report: @escaping @Sendable (SourceFlowEvent) -> Void
     ) throws(SystemError) {
         self.control = ControlOutlet(control)
+        references = options.references
         let guest = Monitor<GuestReader?>(nil)
         self.guest = guest
         let count = lanes.count
@@ -197,6 +201,9 @@ public final class SourceFlow: Sendable {
         }
     }
 
+    /// The switch is near: from now on all pages travel as they are.
+    public func closeReferences() { references?.close() }
+
     /// QEMU, which sends pages that are dropped, is held no more: it stops the guest when little is left to it. Direct port.
     public func letQemuFinish() { direct?.orders.letQemuFinish() }
 
@@ -266,6 +273,9 @@ public final class SourceFlow: Sendable {
         let isOver = over.read { $0 }
         if !isOver && loss.isNews(attempt) { report(.linkLost) }
     }
+
+    /// The guest's memory, for when it has left; nil: only its QEMU can reach it.
+    public var memoryImage: MemoryImage? { guest.read { $0 }?.image }
 
     public func sample() -> FlowSample {
         var sample = FlowSample()

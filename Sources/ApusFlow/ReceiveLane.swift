@@ -98,16 +98,16 @@ final class DestinationState: Sendable {
 
 /// The receiving half of a lane: checks, decodes and installs batches, and credits the sender. Runs on its own thread.
 struct ReceiveLane: ~Copyable, Sendable {
-    private let share: LaneShare
+    let share: LaneShare
     private var takesLines: Bool
-    private let counters: LaneCounters
+    let counters: LaneCounters
     private let state: DestinationState
     private let feed: QemuFeed
     private let dock: LaneDock
     private let linkLost: @Sendable (Int) -> Void
     private var attempt: Int
-    private var sender: FrameSender
-    private var receiver: FrameReceiver
+    var sender: FrameSender
+    var receiver: FrameReceiver
     private var receivedBytes: UInt64 = 0
     /// Batches and updates applied.
     private var frames: UInt64 = 0
@@ -138,20 +138,26 @@ struct ReceiveLane: ~Copyable, Sendable {
 
     /// Runs until the flow is over. When the connection is lost, or the sender has ended the lane, it waits for another one
     /// and goes on where it was.
-    mutating func run(_ prologue: DestinationState.Prologue) throws(FlowFailure) {
+    mutating func run(
+        _ prologue: DestinationState.Prologue, _ terms: DestinationReferences?
+    ) throws(FlowFailure) {
         var batches = BatchDecoder(layout: prologue.layout, share)
         var updates = UpdateDecoder(layout: prologue.layout)
         var replica = ReplicaMap(share)
         var installer = try makeInstaller(prologue)
         var audit = DestinationAudit(share, prologue)
+        var references = try makeReferences(terms, prologue.layout)
+        defer { references.close() }
         while true {
             do throws(FlowFailure) {
                 if takesLines { try announce(prologue.patchable) }
-                try take(&batches, &updates, &replica, &installer, &audit)
+                try take(&batches, &updates, &replica, &installer, &audit, &references)
             } catch {
                 guard error == .linkLost else { throw error }
                 linkLost(attempt)
             }
+            // Their pages come again, by the next connection.
+            installer.awaited.dropAll()
             guard let berth = dock.next(applied: frames), let connection = berth.connection.take() else { return }
             attempt = berth.attempt
             adopt(connection)
@@ -170,9 +176,10 @@ struct ReceiveLane: ~Copyable, Sendable {
     /// Takes frames until the sender ends the lane.
     private mutating func take(
         _ batches: inout BatchDecoder, _ updates: inout UpdateDecoder, _ replica: inout ReplicaMap,
-        _ installer: inout RAMInstaller, _ audit: inout DestinationAudit
+        _ installer: inout RAMInstaller, _ audit: inout DestinationAudit, _ references: inout IncomingReferences
     ) throws(FlowFailure) {
         while true {
+            try waitForFrame(&references, &installer)
             let frame = try receive()
             receivedBytes += UInt64(FrameHeader.byteCount + frame.length)
             counters.wireBytes.add(FrameHeader.byteCount + frame.length)
@@ -186,22 +193,28 @@ struct ReceiveLane: ~Copyable, Sendable {
             case .update where takesLines:
                 try install(&updates, &replica, &installer)
                 try applied()
+            case .reference:
+                try accept(&references, &replica, &installer)
+                try applied()
             case .audit:
                 try compare(&audit)
             case .fence:
+                guard installer.awaited.wantedCount == 0 else {
+                    throw FlowFailure("peer", "The source closed lane \(share.lane) with references unanswered.")
+                }
                 state.passed(frame.epoch, lane: share.lane)
                 try sendCredit()
             case .end:
                 return
             case .hello, .welcome, .refusal, .control, .stream, .squeezedStream, .returnPath, .layout, .credit, .want,
-                .update, .patchable, .residence, .wanted:
+                .update, .patchable, .residence, .wanted, .referenceAnswer, .held:
                 throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(share.lane).")
             }
             counters.cpuNs.set(Instant.threadCPUNs())
         }
     }
 
-    private func broken(_ error: FabricError) -> FlowFailure {
+    func broken(_ error: FabricError) -> FlowFailure {
         error.isLoss ? .linkLost : FlowFailure("link", "Lane \(share.lane) from the source broke: \(error)")
     }
 
@@ -260,7 +273,7 @@ struct ReceiveLane: ~Copyable, Sendable {
         try sender.send(.want, lane: lane, audit.answer.bytes)
     }
 
-    private func failure(_ error: PayloadError, in what: String) -> FlowFailure {
+    func failure(_ error: PayloadError, in what: String) -> FlowFailure {
         if case .install(let text) = error {
             return FlowFailure("install", "Pages could not be installed in the destination's RAM: \(text).")
         }

@@ -22,6 +22,9 @@ extension SendLane {
         let guest = self.guest
         var pages = lost
         let knows = encoder.resume(applied: applied) { Self.lose(&pages, guest, $0, $1) }
+        references.lose { Self.lose(&pages, guest, $0, 1) }
+        counters.waitingPages.set(0)
+        refused.take()?.forEachStripeRun { Self.lose(&pages, guest, $0, $1) }
         guard knows else { throw .frame(.badPayload(.credit, "\(applied) frames applied, which is not what was sent")) }
         lost = pages
     }
@@ -58,7 +61,7 @@ extension SendLane {
         encoder.forget(first: first, count: count)
         do throws(FabricError) {
             try audit.fill(&batch, first, count)
-            try send(&batch)
+            try send(&batch, literally: true)
         } catch {
             batch.reset()
             lostBatch = consume batch
@@ -103,7 +106,7 @@ extension SendLane {
         guard var batch = lanes.pool.receive() else { throw .closed }
         encoder.forget(first: first, count: count)
         try audit.fill(&batch, first, count)
-        try send(&batch)
+        try send(&batch, literally: true)
         batch.reset()
         _ = lanes.pool.send(batch)
         counters.repairedPages.add(count)

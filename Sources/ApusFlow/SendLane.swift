@@ -47,7 +47,10 @@ struct SendLane: ~Copyable, Sendable {
     var sender: FrameSender
     var receiver: FrameReceiver
     var encoder: LaneEncoder
-    private var meter: LinkMeter
+    var references: OutgoingReferences
+    /// Pages that the receiver could not get elsewhere, until they are sent.
+    var refused: PageSet?
+    var meter: LinkMeter
     private var pacer: Pacer
     var sentBytes: UInt64 = 0
     var creditedBytes: UInt64 = 0
@@ -65,7 +68,8 @@ struct SendLane: ~Copyable, Sendable {
     let verifies: Bool
 
     /// Share of a 1 Gb/s link that is assumed before anything is measured.
-    private static let assumedBytesPerNs = 0.125
+    private static let linkBytesPerNs = 0.125
+    let assumedBytesPerNs: Double
     /// How much of the link's time may be in flight: long enough to keep it busy, short enough for a quick switch.
     private static let windowNs = 20_000_000.0
 
@@ -92,7 +96,9 @@ struct SendLane: ~Copyable, Sendable {
                 squeezes: features.isSuperset(of: [.lz4, .zstd]), lineBytes: linesMayCome ? options.lineBytes : nil,
                 tableBytesMax: options.lineTableBytesMax / count),
             cpuNs: Instant.threadCPUNs)
-        meter = LinkMeter(nowNs: Instant.now().ns, assumedBytesPerNs: Self.assumedBytesPerNs / Double(count))
+        references = OutgoingReferences(options.references)
+        assumedBytesPerNs = Self.linkBytesPerNs / Double(count)
+        meter = LinkMeter(nowNs: Instant.now().ns, assumedBytesPerNs: assumedBytesPerNs)
         pacer = Pacer(bytesPerS: options.bytesPerS.map { $0 / Double(count) })
     }
 
@@ -141,12 +147,20 @@ struct SendLane: ~Copyable, Sendable {
 
     private mutating func pass(_ epoch: UInt32) throws(FabricError) {
         try flush()
+        try settleReferences()
         try verify()
         account(bytes: try sender.send(.fence, lane: index, epoch: epoch))
     }
 
     /// The next item. Lines that wait for more of them go when nothing comes in time.
     private mutating func receive() throws(FabricError) -> LaneItem? {
+        while references.isWaiting() || refused != nil {
+            try sendRefused()
+            if lanes.queue.isReady(withinMs: Self.answerPollMs) { break }
+            try collectCredits()
+            try giveUpIfSilent()
+            if let dueNs = encoder.dueNs, dueNs <= Instant.now().ns { try flush() }
+        }
         if let dueNs = encoder.dueNs {
             let ms = max(0, Instant(ns: dueNs).ms(since: Instant.now()))
             if !lanes.queue.isReady(withinMs: ms) { try flush() }
@@ -154,7 +168,9 @@ struct SendLane: ~Copyable, Sendable {
         return lanes.queue.receive()
     }
 
-    mutating func send(_ batch: inout Batch) throws(FabricError) {
+    /// - Parameter literally: not as references, whatever is found elsewhere.
+    mutating func send(_ batch: inout Batch, literally: Bool = false) throws(FabricError) {
+        if !literally { try sendReferences(&batch) }
         while true {
             try waitForRoom()
             let nowNs = Instant.now().ns
@@ -173,13 +189,13 @@ struct SendLane: ~Copyable, Sendable {
         countLines()
     }
 
-    private mutating func flush() throws(FabricError) {
+    mutating func flush() throws(FabricError) {
         try waitForRoom()
         if let result = encoder.flush(linkBytesPerNs: meter.bytesPerNs) { try send(result) }
         countLines()
     }
 
-    private mutating func send(_ result: UpdateEncoder.Result) throws(FabricError) {
+    mutating func send(_ result: UpdateEncoder.Result) throws(FabricError) {
         let startNs = try waitForLink(result.byteCount)
         let bytes = try Self.transmit(
             &sender, .update, lane: index, encoder.updates.head, result.headBytes, encoder.updates.lines,
@@ -197,13 +213,13 @@ struct SendLane: ~Copyable, Sendable {
     }
 
     /// Waits until another frame may be in flight.
-    private mutating func waitForRoom() throws(FabricError) {
+    mutating func waitForRoom() throws(FabricError) {
         try collectCredits()
         while !encoder.flight.hasRoom { try waitForCredit() }
     }
 
     /// Waits until a payload of this length may go; returns the time.
-    private mutating func waitForLink(_ length: Int) throws(FabricError) -> UInt64 {
+    mutating func waitForLink(_ length: Int) throws(FabricError) -> UInt64 {
         let length = FrameHeader.byteCount + length
         try collectCredits()
         let window = UInt64(
@@ -228,11 +244,11 @@ struct SendLane: ~Copyable, Sendable {
         meter.waited(ns: Instant.now().ns - startNs)
     }
 
-    private mutating func collectCredits() throws(FabricError) {
+    mutating func collectCredits() throws(FabricError) {
         while let frame = try receiver.receiveIfAny() { try take(frame) }
     }
 
-    private mutating func take(_ frame: FrameHeader) throws(FabricError) {
+    mutating func take(_ frame: FrameHeader) throws(FabricError) {
         switch frame.kind {
         case .credit:
             try credit(frame)
@@ -242,6 +258,8 @@ struct SendLane: ~Copyable, Sendable {
                 throw .frame(error)
             }
             encoder.mayPatch(patchable)
+        case .referenceAnswer where references.isOn():
+            try takeAnswer()
         case .want where audit.isWaiting():
             guard frame.length == WantPayload.byteCount else {
                 throw .frame(.wrongLength(kind: .want, length: frame.length))
@@ -277,6 +295,9 @@ struct SendLane: ~Copyable, Sendable {
         sentBytes += UInt64(bytes)
         counters.wireBytes.add(bytes)
     }
+
+    /// How long answers to references are left alone while there is nothing to send.
+    private static let answerPollMs = 1.0
 
     private func countLines() {
         counters.samePages.set(UInt64(encoder.filtered.samePages))

@@ -22,7 +22,7 @@ public struct Agent: Sendable {
         let state = try lab.makeFolder("\(name)/state")
         let endpoint = "\(host.address):\(port)"
         let config = lab.path("\(name)/agent.yaml")
-        if let text = peer.configuration { try text.write(toFile: config, atomically: true, encoding: .utf8) }
+        try peer.configuration.write(toFile: config, atomically: true, encoding: .utf8)
         let variables = environment.map { "\($0.key)=\($0.value)" }.sorted()
         let process = try await lab.start(
             "agent-\(name)",
@@ -30,7 +30,8 @@ public struct Agent: Sendable {
                 (variables.isEmpty ? [] : ["env"] + variables) + [
                     peer.program, "agent", "--state", state, "--run", run, "--listen", endpoint, "--insecure",
                     "--log-format", "json", "--log-level", lab.keepsLogs ? "debug" : "info",
-                ] + (peer.configuration == nil ? [] : ["--config", config])))
+                    "--config", config,
+                ]))
         let agent = Agent(process: process, endpoint: endpoint, name: name, program: peer.program, run: run)
         try await wait(for: "the agent \(name) to answer", seconds: 20, every: .milliseconds(50)) {
             try process.mustRun()
@@ -120,6 +121,25 @@ public struct Agent: Sendable {
                 peer: peer.label, reason: job.error?.description ?? "it is \(job.phase.rawValue) \(result.errors)")
         }
         return history
+    }
+
+    public func contentStore() async throws -> StoreReport {
+        try Self.decode(StoreReport.self, try await apus(["store", "show", "--json"]))
+    }
+
+    /// Returns when every disk of the guests here is indexed, or cannot be.
+    public func waitForIndexes() async throws {
+        try await wait(for: "the disks of \(name) to be indexed", seconds: 60) {
+            let disks = try await contentStore().disks
+            return !disks.isEmpty && disks.allSatisfy { $0.state != "waiting" } ? true : nil
+        }
+    }
+
+    /// Returns when what the guest has left here is on the disk.
+    public func waitForImage(of vm: String) async throws {
+        try await wait(for: "the memory image of \(vm) at \(name)", seconds: 60) {
+            try await contentStore().images.contains { $0.vm == vm && $0.usedAt != nil } ? true : nil
+        }
     }
 
     public func jobs() async throws -> [JobStatus] {

@@ -28,6 +28,8 @@ public struct ApusPeer: Sendable {
     /// `migrate.prefetch` of both agents; nil: their default.
     public var prefetch: Prefetch?
     public enum Prefetch: String, Sendable, CaseIterable { case sweep, near, recorded, trend }
+    /// Pages may be referred to on shared disks, and in what the guest left behind: `content` of both agents.
+    public var refers = false
     /// `migrate.lineTableMiB` of both agents; nil: no cap.
     public var lineTableMiB: Int?
     public var maxDowntimeMs = 300
@@ -54,6 +56,7 @@ public struct ApusPeer: Sendable {
     ///
     ///     sweep, near, recorded, trend     how pages are foreseen; with the first two nothing is recorded
     ///     faithful                         nothing travels while it is recorded what the guest uses
+    ///     ref                              pages are referred to where they can be had elsewhere
     ///     nohold                           hot pages are not kept back
     ///
     /// - Returns: nil for another name.
@@ -80,6 +83,10 @@ public struct ApusPeer: Sendable {
             peer.isFaithful = true
             words.removeFirst()
         }
+        if words.first == "ref" {
+            peer.refers = true
+            words.removeFirst()
+        }
         if words.first == "nohold" {
             peer.holdsHotPages = false
             words.removeFirst()
@@ -94,6 +101,7 @@ public struct ApusPeer: Sendable {
         if let port { words.append(rebases ? "rebase" : port.rawValue) }
         if let prefetch { words.append(prefetch.rawValue) }
         if isFaithful { words.append("faithful") }
+        if refers { words.append("ref") }
         if !holdsHotPages { words.append("nohold") }
         return words.joined(separator: "-") + (lanes.map { " \($0) lane\($0 == 1 ? "" : "s")" } ?? "")
     }
@@ -114,17 +122,20 @@ public struct ApusPeer: Sendable {
     /// `ramDirectory` of both agents; nil: the default. One without room leaves guest RAM private to QEMU.
     public var ramDirectory: String?
 
-    /// The agent's configuration file; nil: it needs none.
-    var configuration: String? {
+    /// The agent's configuration file.
+    var configuration: String {
         let link = [lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" }].compactMap(\.self)
         let migrate = [
             holdsHotPages ? nil : "  holdHotPages: false\n", lineTableMiB.map { "  lineTableMiB: \($0)\n" },
             prefetch.map { "  prefetch: \($0)\n" }, recordMs.map { "  recordMs: \($0)\n" },
             isFaithful ? "  sendWhileRecording: false\n" : nil,
         ].compactMap(\.self)
-        let sections = [("link", link), ("migrate", migrate)].map { $1.isEmpty ? "" : "\($0):\n" + $1.joined() }
-        let text = (ramDirectory.map { "ramDirectory: \($0)\n" } ?? "") + sections.joined()
-        return text.isEmpty ? nil : text
+        // A store and an index are measured where they are asked for, and disturb nothing elsewhere.
+        let content = refers ? [] : ["  disks: false\n", "  storeMiB: 0\n"]
+        let sections = [("link", link), ("migrate", migrate), ("content", content)].map {
+            $1.isEmpty ? "" : "\($0):\n" + $1.joined()
+        }
+        return (ramDirectory.map { "ramDirectory: \($0)\n" } ?? "") + sections.joined()
     }
 
     /// `apus` beside this executable: `./dev` builds both into one folder.
@@ -152,6 +163,7 @@ public struct ApusPeer: Sendable {
             ? try await source.adopt(
                 workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator, in: lab)
             : try await source.run(workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator)
+        if refers { try await source.waitForIndexes() }
         try await ContinuousClock().sleep(for: Outcome.settling)
 
         if foretells { try await source.apus(["plan", Self.vm, destination.endpoint], seconds: 60) }

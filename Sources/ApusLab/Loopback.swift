@@ -25,10 +25,12 @@ public final class Loopback: Sendable {
     /// What the destination calls its next control connection.
     private let connection: Monitor<Int>
 
-    /// - Parameter guest: what the first block really holds at the source.
+    /// - Parameters:
+    ///   - guest: what the first block really holds at the source.
+    ///   - references: where the destination finds pages that do not travel.
     public init(
         lanes: Int, blocks: [(name: String, byteCount: UInt64)], mapped: Bool = true,
-        options: FlowOptions = FlowOptions(), guest: GuestWindow? = nil
+        options: FlowOptions = FlowOptions(), guest: GuestWindow? = nil, references: DestinationReferences? = nil
     ) throws {
         layout = try Layout(blocks)
         self.lanes = lanes
@@ -44,7 +46,7 @@ public final class Loopback: Sendable {
         let (window, firstName) = (self.window, blocks[0].name)
         let controlBack = Monitor<ControlLink?>(nil)
         let destination = try DestinationFlow(
-            qemu: nearDestination, lanes: lanes,
+            qemu: nearDestination, lanes: lanes, references: references,
             ports: { $0.name == firstName && mapped ? .mapped(window) : .stream },
             send: { message in _ = controlBack.wait { $0 }?.send(message) },
             report: { [destinationEvents] event in destinationEvents.update { $0.append(event) } })

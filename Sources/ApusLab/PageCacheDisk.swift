@@ -8,8 +8,13 @@ internal import Foundation
 /// No two extents of text or noise are alike. What a real root disk holds is of these kinds, in proportions near these.
 struct PageCacheDisk: Sendable {
     let mebibytes: Int
+    let path: String
 
-    var path: String { "\(labCache())/page-cache-\(mebibytes)M.img" }
+    /// - Parameter path: nil: the one in the cache folder.
+    init(mebibytes: Int, path: String? = nil) {
+        self.mebibytes = mebibytes
+        self.path = path ?? "\(labCache())/page-cache-\(mebibytes)M.img"
+    }
 
     private static let extentWords = 8192
     private static let vocabularyCount: UInt64 = 64

@@ -8,6 +8,8 @@ public struct Shuttle: Sendable {
     private var here: Console
     /// The agent that has the guest.
     private var host = 0
+    /// When the last job was over.
+    private var wire: WireBytes?
     public private(set) var hops = 0
     private static let name = "prover"
     /// Checks begin anew at every console, and the first one may have begun before it was opened.
@@ -44,25 +46,48 @@ public struct Shuttle: Sendable {
     ///
     /// - Throws: `LabError`: a wrong page, a guest that nobody runs, and without a cut any failed migration.
     public mutating func hop(_ cut: Cut? = nil) async throws -> Hop {
-        let from = agents[host], to = agents[1 - host]
-        let (pair, peer) = (pair, peer)
-        async let wire: Void = Self.pull(cut, pair)
-        async let there = Console.connect(path: to.consolePath(of: Self.name), seconds: peer.timeoutS)
-        let job: JobStatus
-        do { job = try await from.migrate(Self.name, to: to.endpoint, peer).job } catch let error as LabError {
+        let pair = pair
+        async let cable: Void = Self.pull(cut, pair)
+        do {
+            let job = try await move()
+            try await cable
+            return .moved(job.summary ?? JobSummary())
+        } catch let error as LabError {
             guard cut != nil, case .migrationFailed(_, let reason) = error else { throw error }
-            try await wire
+            try await cable
             try await here.verdicts(here.trace.verdicts.count + Self.wholeChecks, seconds: 60)
             return .stayed(reason: reason)
         }
+    }
+
+    /// As ``hop(_:)``; waits first until everything is known that need not travel.
+    ///
+    /// - Returns: the job, and the bytes of both directions on the wire; 0 without namespaces.
+    public mutating func measuredHop() async throws -> (job: JobStatus, wireBytes: UInt64) {
+        let from = agents[host], to = agents[1 - host]
+        if peer.refers {
+            try await from.waitForIndexes()
+            if hops > 0 { try await to.waitForImage(of: Self.name) }
+        }
+        let before = try await pair.wireBytes()
+        let job = try await move()
+        guard let before, let after = wire else { return (job, 0) }
+        return (job, (after - before).both)
+    }
+
+    private mutating func move() async throws -> JobStatus {
+        let from = agents[host], to = agents[1 - host]
+        let (name, patienceS) = (Self.name, peer.timeoutS)
+        async let there = Console.connect(path: to.consolePath(of: name), seconds: patienceS)
+        let job = try await from.migrate(Self.name, to: to.endpoint, peer).job
+        wire = try await pair.wireBytes()
         let console = try await there
-        try await wire
         try await console.verdicts(Self.wholeChecks, seconds: 60)
         await here.close()
         here = console
         host = 1 - host
         hops += 1
-        return .moved(job.summary ?? JobSummary())
+        return job
     }
 
     private static func pull(_ cut: Cut?, _ pair: HostPair) async throws {

@@ -37,6 +37,8 @@ public struct Workload: Sendable, Equatable, Codable {
     public var ram = RAM.plain
     /// Read from a read-only virtio disk into the guest's page cache, and proved with the rest; 0: no disk.
     public var pageCacheMiB = 0
+    /// Where its image is; nil: in the cache folder.
+    public var pageCacheImage: String?
     /// Image of a read-only virtio disk that the guest reads past its page cache all the time, and QEMU past the host's
     /// (`cache=none`), so that it writes straight into guest memory; see ``DirectDisk``. Not together with `pageCacheMiB`.
     public var directDisk: String?
@@ -76,7 +78,9 @@ public struct Workload: Sendable, Equatable, Codable {
         return words
     }
 
-    var disk: PageCacheDisk? { pageCacheMiB > 0 ? PageCacheDisk(mebibytes: pageCacheMiB) : nil }
+    var disk: PageCacheDisk? {
+        pageCacheMiB > 0 ? PageCacheDisk(mebibytes: pageCacheMiB, path: pageCacheImage) : nil
+    }
 
     private var memoryBackend: String? {
         let common = "id=pc.ram,size=\(memoryKiB)K"

@@ -11,7 +11,7 @@ extension Workload {
 
     /// Every name that `named` knows; `lines-N` stands for `lines-1` to `lines-64`.
     public static let names = others.map(\.name) + ["lines-N"]
-    private static let others = standard + [idleCache, fewBytes, redis] + orders
+    private static let others = standard + [idleCache, idleDisk, fewBytes, redis] + orders
 
     /// What a post-copy is compared by: 8,000 visits a second of 128 MiB, whose order is all that differs.
     public static let orders = [Pattern.scan, .strided, .zipf, .random, .phases].map { pattern in
@@ -60,6 +60,15 @@ extension Workload {
         workload.name = "idle-cache"
         workload.regionMiB = 64
         workload.pageCacheMiB = 300
+        return workload
+    }
+
+    /// The same with next to nothing else in memory than what is on its disk.
+    private static var idleDisk: Workload {
+        var workload = idleCache
+        workload.name = "idle-disk"
+        workload.regionMiB = 4
+        workload.hotMiB = 1
         return workload
     }
 

@@ -8,7 +8,7 @@ public enum Form: UInt8, Sendable, CaseIterable {
     case raw = 2
     /// Part of the batch's compressed body.
     case squeezed = 3
-    // 4 to 9 are kept for disk, snapshot and content references, and unused pages.
+    // 4 to 9 are kept. References to content elsewhere travel in frames of their own.
 }
 
 /// Consecutive pages in one form; never empty, never across two RAM blocks.

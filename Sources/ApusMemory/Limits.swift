@@ -23,6 +23,13 @@ public enum Limits {
     /// Bytes a lane may have in flight, whatever the link; see `LinkMeter`.
     public static let windowBytesMin = 512 << 10
     public static let windowBytesMax = 8 << 20
+    /// Frames of references that a lane may have unanswered: enough to read in the disk's order and to keep the storage
+    /// busy over a round trip; 8 MiB of memory at the receiver.
+    public static let referencesInFlight = 32
+    /// Disk images of one VM that pages may refer to.
+    public static let images = 32
+    /// Pages of a snapshot whose hints a receiver tells: 256 GiB.
+    public static let snapshotPages = 64 << 20
     /// Runs of pages in frames that are not credited yet, per lane; half a MiB of memory.
     public static let runsInFlight = 64 << 10
     /// Changed lines travel together once so many bytes have gathered: large enough that a frame's head is nothing.

@@ -14,6 +14,13 @@ public struct Instant: Comparable, Hashable, Sendable {
 
     /// CPU time that the calling thread has used, in nanoseconds.
     public static func threadCPUNs() -> UInt64 { read(CLOCK_THREAD_CPUTIME_ID) }
+    /// Time that the calling thread was ready to run and had no CPU, in nanoseconds; 0 where the kernel does not count it.
+    /// Reads a small file: not for each page.
+    public static func threadQueuedNs() -> UInt64 {
+        guard let text = try? ProcFile.read("/proc/thread-self/schedstat") else { return 0 }
+        let words = text.split { !$0.isNumber }
+        return words.count > 1 ? UInt64(words[1]) ?? 0 : 0
+    }
     /// CPU time that the whole process has used, in nanoseconds.
     public static func processCPUNs() -> UInt64 { read(CLOCK_PROCESS_CPUTIME_ID) }
 

@@ -30,6 +30,13 @@ public final class Socket: Sendable {
         }
     }
 
+    /// True when ``read(into:_:)`` would not block; waits for that for at most `ms`.
+    public func isReadable(withinMs ms: Int32) throws(SystemError) -> Bool {
+        // SAFETY: the entry outlives the call.
+        var entry = pollfd(fd: descriptor.number, events: Int16(POLLIN), revents: 0)
+        return try retrying("poll") { Int(unsafe poll(&entry, 1, ms)) } > 0
+    }
+
     /// Fills the whole range; false when the stream ends before the first byte, an error when it ends later.
     public func readExactly(into buffer: inout PageBuffer, _ range: Range<Int>) throws(SystemError) -> Bool {
         precondition(range.lowerBound >= 0 && range.upperBound <= buffer.byteCount)

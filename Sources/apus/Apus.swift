@@ -25,7 +25,7 @@ struct Apus: AsyncParsableCommand {
               130  left by a second Ctrl-C; the agent goes on by itself
             """,
         version: ApusVersion.current,
-        subcommands: [AgentVerb.self, VMVerb.self, PlanVerb.self, MigrateVerb.self, JobVerb.self])
+        subcommands: [AgentVerb.self, VMVerb.self, PlanVerb.self, MigrateVerb.self, JobVerb.self, StoreVerb.self])
 }
 
 /// What the process tells its caller; documented in `apus --help`.

@@ -43,6 +43,8 @@ struct MigrateVerb: AsyncParsableCommand {
             milliseconds for each 256 MiB. What cannot be moved goes by the stream port.
             """)
     var rebaseMemory = false
+    @Flag(help: "Send every page, also those that the destination could read on a shared disk or has kept.")
+    var noReferences = false
     @Flag(help: "Do not wait: print the job and return.") var detach = false
     @OptionGroup var connection: Connection
 
@@ -60,7 +62,7 @@ struct MigrateVerb: AsyncParsableCommand {
         let request = MigrateRequest(
             vm: name, host: host, maxDowntimeMs: maxDowntime, bandwidthMBps: bandwidth, timeoutS: timeout,
             deadlineS: deadline, allow: allow?.means, port: port, mode: mode, verify: verify ? true : nil,
-            rebaseMemory: rebaseMemory ? true : nil)
+            rebaseMemory: rebaseMemory ? true : nil, references: noReferences ? false : nil)
         // Trapped before the job exists: a Ctrl-C in between must abort it, not leave it without its watcher.
         let interrupts = detach ? nil : await UnixSignalsSequence(trapping: .sigint)
         try await connection.run { client in

@@ -60,7 +60,7 @@ struct MatrixOptions: ParsableArguments {
                 let modes = PlainQemu.Mode.allCases.map(\.rawValue).joined(separator: ", ")
                 throw ValidationError(
                     "No peer \(name); there are apus, apus-PORT, apus-MODE, apus-MODE-PORT (PORT: auto, stream, direct, "
-                        + "rebase; MODE: plain, dsm, hybrid, postcopy; each with -nohold too), \(modes).")
+                        + "rebase; MODE: plain, dsm, hybrid, postcopy; each with -ref and -nohold too), \(modes).")
             }
             return programs.map { program in
                 var plain = PlainQemu(program: program.path, version: program.version, mode: mode)

@@ -32,18 +32,10 @@ extension RealGuests {
         }
 
         private func move(_ source: Agent, to destination: Agent, _ options: [String]) async throws -> JobStatus {
-            let text = try await source.apus(
-                ["migrate", Self.vm, destination.endpoint, "--json"] + options, seconds: 90)
-            let job = try #require(text.split(separator: "\n").last.map(String.init))
-            return try (try? Agent.decode(JobStatus.self, job)) ?? Agent.decode(JobStatus.self, text)
+            try await source.move(Self.vm, to: destination, options)
         }
 
-        private func expectProof(at agent: Agent) async throws {
-            let console = try await Console.connect(path: agent.consolePath(of: Self.vm))
-            try await console.verdicts(2, seconds: 60)
-            #expect(console.trace.wrong == [])
-            await console.close()
-        }
+        private func expectProof(at agent: Agent) async throws { try await agent.expectProof(of: Self.vm) }
 
         /// What an agent puts into a QEMU.
         private func traces(in agent: Agent) async throws -> [String] {

@@ -84,6 +84,7 @@ import Testing
         ("apus-dsm-stream-nohold", ["--port", "stream", "--mode", "dsm"]),
         ("apus-postcopy-sweep", ["--mode", "postcopy"]),
         ("apus-postcopy-trend-faithful-nohold", ["--mode", "postcopy"]),
+        ("apus-direct-ref", ["--port", "direct", "--mode", "plain"]), ("apus-ref", []),
     ])
     func aNameChoosesPortAndMode(_ name: String, _ options: [String]) throws {
         let peer = try #require(apus(name))
@@ -97,24 +98,29 @@ import Testing
     ])
     func otherNamesAreNoPeers(_ name: String) { #expect(apus(name) == nil) }
 
+    /// What the laboratory switches off unless it is asked for.
+    private let off = "content:\n  disks: false\n  storeMiB: 0\n"
+
     @Test func lanesAreConfiguredAndNamed() throws {
         var peer = try #require(apus("apus-dsm-direct"))
-        #expect(peer.configuration == nil)
+        #expect(peer.configuration == off)
         peer.lanes = 4
-        #expect(peer.configuration == "link:\n  lanes: 4\n")
+        #expect(peer.configuration == "link:\n  lanes: 4\n" + off)
         #expect(peer.label == "apus-dsm-direct 4 lanes")
         peer.lanes = 1
         #expect(peer.label == "apus-dsm-direct 1 lane")
         peer.holdsHotPages = false
         peer.lineTableMiB = 2
-        #expect(peer.configuration == "link:\n  lanes: 1\nmigrate:\n  holdHotPages: false\n  lineTableMiB: 2\n")
+        #expect(peer.configuration == "link:\n  lanes: 1\nmigrate:\n  holdHotPages: false\n  lineTableMiB: 2\n" + off)
+        peer.refers = true
+        #expect(peer.configuration.contains("content") == false)
     }
 
     @Test func foreseeingIsConfigured() throws {
         let plain = try #require(apus("apus-postcopy-sweep"))
-        #expect(plain.configuration == "migrate:\n  prefetch: sweep\n  recordMs: 0.0\n")
+        #expect(plain.configuration == "migrate:\n  prefetch: sweep\n  recordMs: 0.0\n" + off)
         let faithful = try #require(apus("apus-postcopy-recorded-faithful"))
-        #expect(faithful.configuration == "migrate:\n  prefetch: recorded\n  sendWhileRecording: false\n")
+        #expect(faithful.configuration == "migrate:\n  prefetch: recorded\n  sendWhileRecording: false\n" + off)
     }
 
     @Test(arguments: [(nil, 32), (1, 1), (3, 2), (256, 256)])

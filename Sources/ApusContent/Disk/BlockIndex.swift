@@ -23,6 +23,9 @@ public final class BlockIndex: Sendable {
         self.unreadableExtents = unreadableExtents
     }
 
+    /// Memory that it takes.
+    public var tableBytes: Int { blocks * HintTable.bytesPerEntry }
+
     /// The block that probably holds the page with this hint (`ContentKey.hint`), as its offset / 4096.
     @inline(__always)
     public func block(of hint: UInt64) -> UInt32? { table.find(hint) }

@@ -22,7 +22,7 @@ public struct BlockReference: Sendable, Equatable {
 public struct ImageReader: ~Copyable, Sendable {
     /// Blocks no further apart are read at once: 64 KiB cost less than a second request.
     private static let gapBlocksMax: UInt32 = 15
-    private let file: Descriptor
+    private var file: Descriptor
     private let key: ContentKey
     private var content = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
 
@@ -30,6 +30,9 @@ public struct ImageReader: ~Copyable, Sendable {
         self.file = file
         self.key = key
     }
+
+    /// Reads from another image from now on.
+    public mutating func turn(to image: Descriptor) { file = image }
 
     /// Opens an image to read from.
     public static func openImage(_ path: String) throws(IndexError) -> Descriptor {

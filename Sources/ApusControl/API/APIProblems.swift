@@ -65,9 +65,10 @@ extension Problem {
     /// what this host cannot do, 5xx for what broke.
     var status: HTTPResponse.Status {
         switch code {
-        case "vm-unknown", "job-unknown", "host-unknown", "route-unknown": .notFound
+        case "vm-unknown", "job-unknown", "host-unknown", "route-unknown", "image-unknown": .notFound
         case "vm-exists", "vm-busy", "vm-not-running", "vm-still-running", "vm-unresponsive", "already-managed",
-            "job-final", "job-committed", "job-not-in-doubt", "job-incoming", "postcopy-not-possible", "qmp-busy":
+            "store-off", "job-final", "job-committed", "job-not-in-doubt", "job-incoming", "postcopy-not-possible",
+            "qmp-busy":
             .conflict
         case "request-malformed", "name-invalid", "command-empty", "command-malformed", "memory-malformed",
             "memory-unknown", "address-invalid":
@@ -76,7 +77,8 @@ extension Problem {
         case "origin-refused": .forbidden
         case "not-built": .notImplemented
         case "agent-stopping": .serviceUnavailable
-        case "internal", "store-unusable", "store-corrupt", "store-newer", "directory-unusable": .internalServerError
+        case "internal", "store-failed", "store-unusable", "store-corrupt", "store-newer", "directory-unusable":
+            .internalServerError
         default: .unprocessableContent
         }
     }

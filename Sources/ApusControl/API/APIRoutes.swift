@@ -24,7 +24,19 @@ extension APIServer {
     /// `METHOD path` of each operation, as the OpenAPI document writes them.
     public var operations: [String] { routes.map { "\($0.method.rawValue) \($0.path)" } }
 
-    var routes: [APIRoute] { machineRoutes + migrationRoutes }
+    var routes: [APIRoute] { machineRoutes + migrationRoutes + storeRoutes }
+
+    private var storeRoutes: [APIRoute] {
+        [
+            APIRoute(.get, "/v1/store") { _, _ in try .json(await migrations.showStore()) },
+            APIRoute(.post, "/v1/store/gc") { _, _ in try .json(await migrations.collectStore()) },
+            APIRoute(.delete, "/v1/store/images/{name}") { request, context in
+                let wipes = request.uri.queryParameters["wipe"].map { $0 == "true" } ?? false
+                return try .json(
+                    await migrations.dropImage(of: context.parameters.require("name"), wipes: wipes))
+            },
+        ]
+    }
 
     private var machineRoutes: [APIRoute] {
         [

@@ -47,6 +47,23 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public init() {}
     }
 
+    /// Content that need not travel, because it is on disks that both hosts read, or was left by the VM at an earlier stay.
+    public struct Content: Codable, Sendable, Equatable {
+        /// Index the disks of the VMs that are here, and refer to them.
+        public var disks: Bool = true
+        /// Cap of the memory for all indexes, in MiB; 12 bytes for 4 KiB of a disk.
+        public var indexMiB: Int = 256
+        /// How fast disks are read for it, in MB/s.
+        public var indexMBps: Double = 200
+        /// Cap of the store of memory images that VMs leave when they go, in MiB; 0: nothing is kept.
+        public var storeMiB: Int = 4096
+        /// A file with a secret of 16 bytes at least; nil: this agent makes one of its own.
+        public var keyFile: String?
+        /// Trust domains of VMs, by name; others are in `default`. Content of two domains is never matched.
+        public var domains: [String: String] = [:]
+        public init() {}
+    }
+
     public enum LogFormat: String, Codable, Sendable, CaseIterable { case text, json }
 
     /// The database; survives reboots.
@@ -56,6 +73,7 @@ public struct AgentConfig: Codable, Sendable, Equatable {
     public var api = API()
     public var link = Link()
     public var migrate = Migrate()
+    public var content = Content()
     /// A directory on tmpfs where guest RAM is made.
     public var ramDirectory: String = "/dev/shm"
     /// Names for other agents' link addresses, `ADDRESS[:PORT]`.

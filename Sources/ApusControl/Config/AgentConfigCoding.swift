@@ -47,6 +47,7 @@ extension AgentConfig {
         try reader.take("api", into: &api)
         try reader.take("link", into: &link)
         try reader.take("migrate", into: &migrate)
+        try reader.take("content", into: &content)
         try reader.take("ramDirectory", into: &ramDirectory)
         try reader.take("hosts", into: &hosts)
         try reader.take("logFormat", into: &logFormat)
@@ -93,6 +94,20 @@ extension AgentConfig.Migrate {
     }
 }
 
+extension AgentConfig.Content {
+    public init(from decoder: any Decoder) throws {
+        self.init()
+        var reader = try AgentConfig.reader(decoder, "content.")
+        try reader.take("disks", into: &disks)
+        try reader.take("indexMiB", into: &indexMiB)
+        try reader.take("indexMBps", into: &indexMBps)
+        try reader.take("storeMiB", into: &storeMiB)
+        try reader.take("keyFile", into: &keyFile)
+        try reader.take("domains", into: &domains)
+        try reader.finish()
+    }
+}
+
 extension AgentConfig {
     fileprivate static func reader(_ decoder: any Decoder, _ path: String) throws -> Reader {
         try Reader(decoder, path: path)
@@ -104,6 +119,11 @@ extension AgentConfig {
     static let patienceSMax = 86_400.0
     /// Hashes for the largest VM, 16 TiB, take 1 TiB.
     public static let lineTableMiBMax = 1 << 20
+
+    /// A table has 31 bits of entries.
+    public static let indexMiBMax = 16 << 10
+    /// 16 TiB, as many segments as a store can number.
+    public static let storeMiBMax = 1 << 24
 
     /// - Throws: `Problem` `config-invalid`, `address-invalid`.
     public func validate() throws(Problem) {
@@ -133,6 +153,21 @@ extension AgentConfig {
             throw Problem(
                 "config-invalid",
                 "migrate.patienceS is \(migrate.patienceS); it can be 0 to \(Int(Self.patienceSMax)) s.")
+        }
+        guard (1...Self.indexMiBMax).contains(content.indexMiB), content.indexMBps > 0 else {
+            throw Problem(
+                "config-invalid",
+                "content.indexMiB is \(content.indexMiB) and content.indexMBps \(content.indexMBps); "
+                    + "they can be 1 to \(Self.indexMiBMax), and above 0.",
+                advice: "To look for nothing on disks, set content.disks to false.")
+        }
+        guard (0...Self.storeMiBMax).contains(content.storeMiB) else {
+            throw Problem(
+                "config-invalid",
+                "content.storeMiB is \(content.storeMiB); it can be 0 (nothing is kept) to \(Self.storeMiBMax).")
+        }
+        if let keyFile = content.keyFile, !keyFile.hasPrefix("/") {
+            throw Problem("config-invalid", "content.keyFile is \"\(keyFile)\"; it must be an absolute path.")
         }
         for (name, path) in [
             ("stateDirectory", stateDirectory), ("runDirectory", runDirectory), ("ramDirectory", ramDirectory),

@@ -205,7 +205,7 @@ actor IncomingMigration {
     var counters: HeartbeatReport {
         let sample = flow?.sample() ?? FlowSample()
         return HeartbeatReport(
-            pages: sample.dataPages + sample.zeroPages, wireBytes: sample.wireBytes,
+            pages: sample.dataPages + sample.zeroPages + sample.referredPages, wireBytes: sample.wireBytes,
             cpuS: Double(Instant.processCPUNs() - startCPUNs) / 1e9)
     }
 
@@ -227,7 +227,10 @@ actor IncomingMigration {
             let memory = await MachineMemory.Locator(machine)
             var terms = Self.terms(offer, memory)
             if offer.options["pull"] != nil { terms = try await preparePull(offer, machine, token, terms) }
-            let flow = try await startFlow(machine, memory, lanes: lanes, direct: terms.direct)
+            let content = await prepareContent(offer, machine)
+            terms.content = content?.terms
+            let flow = try await startFlow(
+                machine, memory, content?.references, lanes: lanes, direct: terms.direct)
             self.flow = flow
             self.token = token
             services.lanes.expect(token, lanes: lanes) { flow.attach($0) }
@@ -258,7 +261,8 @@ actor IncomingMigration {
     func noteStream() { lastStream = Instant.now() }
 
     private func startFlow(
-        _ machine: Machine, _ memory: MachineMemory.Locator, lanes: Int, direct: Bool
+        _ machine: Machine, _ memory: MachineMemory.Locator, _ references: DestinationReferences?, lanes: Int,
+        direct: Bool
     ) async throws -> DestinationFlow {
         let path = machine.runDirectory + "/incoming.sock"
         do {
@@ -274,7 +278,7 @@ actor IncomingMigration {
         }
         let qemu = try await offPool("apus-dial") { try Socket.connect(to: .unix(path: path), timeoutMs: 5_000) }
         return try DestinationFlow(
-            qemu: qemu, lanes: lanes, isDirect: direct, pull: pull,
+            qemu: qemu, lanes: lanes, isDirect: direct, pull: pull, references: references,
             ports: { block in memory.port(of: block) },
             send: { [returnPath] frame in returnPath.read { $0 }?.post(frame) },
             report: { [self] event in flowReports(event) })

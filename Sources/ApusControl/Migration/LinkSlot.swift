@@ -45,12 +45,12 @@ final class LinkRouter<Event: Sendable>: Sendable {
                 }
                 inbox.yield(.message(link, envelope.message))
             } catch { link.cut() }
-        case .stream, .layout, .residence, .returnPath:
+        case .stream, .layout, .residence, .returnPath, .held:
             // Before the flow runs nobody has asked for these.
             guard let take = flow.read({ $0 }) else { return link.cut() }
             take(frame)
         case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .squeezedStream, .update, .patchable,
-            .audit, .wanted:
+            .audit, .wanted, .reference, .referenceAnswer:
             link.cut()
         }
     }

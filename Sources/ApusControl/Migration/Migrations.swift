@@ -15,6 +15,7 @@ public actor Migrations {
     private let config: AgentConfig
     let logger: Logger
     let board: JobBoard
+    let content: ContentDesk
     private let lanes = LaneRegistry()
     private let rehearsal: Rehearsal?
     private let plans = RecentPlans()
@@ -28,6 +29,7 @@ public actor Migrations {
         self.config = config
         self.logger = logger
         board = JobBoard(store: store, logger: logger)
+        content = ContentDesk(config, logger)
         rehearsal = Rehearsal(runDirectory: config.runDirectory)
     }
 
@@ -123,8 +125,8 @@ public actor Migrations {
             guestRunning: await migration.session.guestRunning,
             options: [
                 "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
-                "directBlocks": direct?.offered, "pull": await migration.pull == .nothing ? nil : "1",
-                "pullBlocks": fetchable,
+                "directBlocks": direct?.offered, "content": await migration.offerContent(machine),
+                "pull": await migration.pull == .nothing ? nil : "1", "pullBlocks": fetchable,
             ].compactMapValues { $0 }, reconnectS: config.link.reconnectS > 0 ? config.link.reconnectS : nil)
     }
 
@@ -213,6 +215,8 @@ public actor Migrations {
                 advice: "Another agent may use the port; see link.listen in the config file.")
         }
         defer { reception?.shutDown() }
+        let indexing = Task { [content, machines] in await content.watch(machines) }
+        defer { indexing.cancel() }
         try? await Task.sleep(for: .seconds(3600 * 24 * 365 * 10))
         await stopOutgoing()
     }
@@ -235,8 +239,8 @@ public actor Migrations {
     private var linkPort: UInt16 = 0
     var services: SessionServices {
         SessionServices(
-            machines: machines, store: store, config: config, board: board, logger: logger, linkPort: linkPort,
-            lanes: lanes, rehearsal: rehearsal, plans: plans)
+            machines: machines, store: store, config: config, board: board, content: content, logger: logger,
+            linkPort: linkPort, lanes: lanes, rehearsal: rehearsal, plans: plans)
     }
 
     func ended(_ job: String) {

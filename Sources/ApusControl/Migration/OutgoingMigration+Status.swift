@@ -8,7 +8,9 @@ extension OutgoingMigration {
     /// Keeps what the destination reports for the summary.
     func note(_ message: SessionMessage) async {
         switch message {
-        case .ready(let terms): await agree(on: terms)
+        case .ready(let terms):
+            await agree(on: terms)
+            agree(onContent: terms)
         case .prepared(let report):
             marks.prepared = Instant.now()
             marks.loadMs = report.loadMs
@@ -47,6 +49,7 @@ extension OutgoingMigration {
         if status.phase.isFinal && status.endedAt == nil {
             status.endedAt = Date()
             status.summary = summary()
+            noteReferences(transfer?.flow.sample() ?? monitor.sample)
             status.progress.elapsedMs = status.summary?.totalMs ?? 0
             if status.phase == .completed {
                 status.progress.fraction = 1

@@ -46,6 +46,8 @@ actor OutgoingMigration {
     var fetchable: FetchableMemory?
     /// Gives pages that stayed here to the destination; nil: none did, or a restarted agent has not been asked yet.
     var server: PullServer?
+    /// What need not travel.
+    var content = OutgoingContent()
     /// STOP events to come that are only for finishing disk requests.
     nonisolated let drainStops = Monitor(0)
     /// For what is done before the session begins.
@@ -215,7 +217,9 @@ actor OutgoingMigration {
             if let machine { await OutgoingTransfer.release(machine) }
         case .observeQemu: await observeQemu()
         case .resumeGuest: await resumeGuest()
-        case .endQemu: await services.machines.departed(request.vm, job: job, to: request.host)
+        case .endQemu:
+            holdLeftMemory()
+            await services.machines.departed(request.vm, job: job, to: request.host)
         case .note(let problem): status.notes.append(Problem(problem).description)
         case .finish: await finish()
         }
@@ -272,6 +276,7 @@ actor OutgoingMigration {
 
     private func finish() async {
         isOver = true
+        keepLeftMemory()
         transfer?.stop()
         server?.stop()
         await letGoOfMemory()

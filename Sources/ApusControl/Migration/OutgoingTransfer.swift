@@ -105,6 +105,7 @@ final class OutgoingTransfer: Sendable {
         var options = FlowOptions(for: migration.request, migration.services.config.migrate)
         options.pull = migration.pull
         options.fetchable = migration.fetchable?.layout
+        options.references = migration.content.references
         options.ladder = migration.ladder
         options.brake = brake
         options.fixedDowntimeMs = migration.prior.fixedDowntimeMs ?? SwitchGate.fixedMs
@@ -219,6 +220,7 @@ final class OutgoingTransfer: Sendable {
     /// let go on, and stops the guest as soon as it has caught up with it; so it is when pages stay.
     func letQemuStop(maxDowntimeMs: Int) async throws {
         let limitMs = UInt64(max(Double(maxDowntimeMs) * Self.countedShare, 1))
+        flow.closeReferences()
         switch port {
         case .stream: await limitDowntime(limitMs)
         case .direct: try flow.connect(try await Self.connection(of: machine))

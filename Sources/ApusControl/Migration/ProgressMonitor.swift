@@ -49,6 +49,7 @@ struct ProgressMonitor: Sendable {
     private struct Point: Sendable {
         var ns: UInt64
         var wireBytes: UInt64
+        var literalBytes: UInt64
         var dataBytes: UInt64
     }
     /// The vCPUs of a guest that goes by the stream port.
@@ -93,7 +94,10 @@ struct ProgressMonitor: Sendable {
         _ flow: FlowSample, _ info: MigrationInfo?, _ pedal: Pedal, nowNs: UInt64, into progress: inout JobProgress
     ) -> (SwitchGate.Decision, Shortfall)? {
         sample = flow
-        points.append(Point(ns: nowNs, wireBytes: flow.wireBytes, dataBytes: flow.dataPages * 4096))
+        points.append(
+            Point(
+                ns: nowNs, wireBytes: flow.wireBytes, literalBytes: flow.literalBytes,
+                dataBytes: flow.dataPages * 4096))
         while points.count > 2 && nowNs - points[1].ns > Self.windowNs { points.removeFirst() }
         watchStall(flow, nowNs)
         let first = points[0]
@@ -108,7 +112,7 @@ struct ProgressMonitor: Sendable {
         guard let ram = info?.ram else { return nil }
 
         let dataBytes = flow.dataPages * 4096 - first.dataBytes
-        let ratio = dataBytes > 0 ? min(1.1, Double(flow.wireBytes - first.wireBytes) / Double(dataBytes)) : 1
+        let ratio = dataBytes > 0 ? min(1.1, Double(flow.literalBytes - first.literalBytes) / Double(dataBytes)) : 1
         noteRound(ram, nowNs, pedal)
         var gateSample = GateSample()
         if round >= 2 { endFirstRound(flow) }
@@ -249,6 +253,10 @@ extension OutgoingMigration {
             FormCount(form: "zstd", pages: sample.zstdPages, wireBytes: sample.zstdBytes),
             FormCount(form: "lines", pages: sample.linePages, wireBytes: sample.lineBytes),
             FormCount(form: "same", pages: sample.samePages, wireBytes: 0),
+            FormCount(form: "disk", pages: sample.diskPages, wireBytes: sample.bytesOfReferences(sample.diskPages)),
+            FormCount(
+                form: "snapshot", pages: sample.snapshotPages,
+                wireBytes: sample.bytesOfReferences(sample.snapshotPages)),
             FormCount(form: "replaced", pages: sample.hold?.absorbedPages ?? 0, wireBytes: 0),
         ].filter { $0.pages > 0 }
         summary.installed = marks.installed

@@ -192,6 +192,8 @@ public struct TransferTerms: Codable, Sendable, Equatable {
     public var pulls: Bool?
     /// Stream port: the RAM blocks of which pages may be missing, some of those offered; see ``DirectAccess/parse(offered:)``.
     public var pulledBlocks: String?
+    /// Which content need not travel; nil: all of it must.
+    public var content: ContentTerms?
 
     public init(direct: Bool = false, reason: String? = nil, resumes: Bool? = nil, pulls: Bool? = nil) {
         self.direct = direct

@@ -12,6 +12,7 @@ struct SessionServices: Sendable {
     let store: Store
     let config: AgentConfig
     let board: JobBoard
+    let content: ContentDesk
     let logger: Logger
     /// Port that other agents can dial this one at.
     let linkPort: UInt16

@@ -40,6 +40,12 @@ public enum FrameKind: UInt8, Sendable, CaseIterable {
     case residence = 17
     /// Pages that somebody at the destination waits for, ``WantedPayload``. Urgent connection, answered by `batch`.
     case wanted = 18
+    /// Pages whose content the receiver has or can read: ``ReferencePayload``. Lanes only, and only when agreed on.
+    case reference = 24
+    /// Receiver to sender of a lane: what became of one frame of references, ``ReferenceAnswer``.
+    case referenceAnswer = 25
+    /// Destination to source, on the control connection, before `ready`: hints of what it holds, ``HeldPayload``.
+    case held = 26
 }
 
 public enum FrameError: Error, Equatable, Sendable {
@@ -109,6 +115,9 @@ public struct FrameHeader: Equatable, Sendable {
         case .patchable: PatchablePayload.bytesMax
         case .residence: ResidencePayload.bytesMax
         case .wanted: WantedPayload.bytesMax
+        case .reference: ReferencePayload.bytesMax
+        case .referenceAnswer: ReferenceAnswer.byteCount
+        case .held: HeldPayload.bytesMax
         }
     }
 

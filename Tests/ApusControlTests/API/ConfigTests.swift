@@ -26,6 +26,7 @@ import Testing
             migrate:
               {lineTableMiB: 64, holdHotPages: false, recordMs: 700, sendWhileRecording: false, prefetch: near,
                allow: [postcopy], patienceS: 5}
+            content: {disks: false, indexMiB: 8, indexMBps: 50, storeMiB: 100, keyFile: /k, domains: {web: shop}}
             ramDirectory: /ram
             hosts: {b: 10.0.0.2, c: "10.0.0.3:7500"}
             logFormat: json
@@ -39,6 +40,12 @@ import Testing
         wanted.link.lanes = 4
         wanted.link.insecure = true
         wanted.migrate.lineTableMiB = 64
+        wanted.content.disks = false
+        wanted.content.indexMiB = 8
+        wanted.content.indexMBps = 50
+        wanted.content.storeMiB = 100
+        wanted.content.keyFile = "/k"
+        wanted.content.domains = ["web": "shop"]
         wanted.migrate.holdHotPages = false
         wanted.migrate.recordMs = 700
         wanted.migrate.sendWhileRecording = false
@@ -82,7 +89,14 @@ import Testing
         host.hosts = ["b": "x:y"]
         var table = AgentConfig()
         table.migrate.lineTableMiB = 0
-        for config in [lanes, relative, host, table] { #expect(throws: Problem.self) { try config.validate() } }
+        var (index, speed, store, key) = (AgentConfig(), AgentConfig(), AgentConfig(), AgentConfig())
+        index.content.indexMiB = 0
+        speed.content.indexMBps = 0
+        store.content.storeMiB = -1
+        key.content.keyFile = "key"
+        for config in [lanes, relative, host, table, index, speed, store, key] {
+            #expect(throws: Problem.self) { try config.validate() }
+        }
     }
 
     @Test("a cap of line hashes says what it can be", arguments: [0, -1, 1 << 20 + 1, Int.max]) func lineTable(

@@ -38,6 +38,8 @@ import Yams
         ("PlanRange", Samples.planOption.totalMs), ("AccuracyReport", Samples.accuracy),
         ("ForecastErrors", Samples.accuracy.atStart), ("ErrorSpread", Samples.accuracy.atStart?.totalMs),
         ("ForecastRecord", Samples.forecast), ("MigrationCost", Samples.forecast.actual),
+        ("StoreReport", Samples.store),
+        ("StoredImage", Samples.store.images[0]), ("IndexedDisk", Samples.store.disks[0]),
     ]
 
     @Test("every schema and every property, both ways") func properties() throws {

@@ -16,8 +16,7 @@ enum Samples {
         note: "Guest RAM stays private.")
     static let migrate = MigrateRequest(
         vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, deadlineS: 50,
-        allow: [.throttle], port: .direct, mode: .dsm,
-        verify: true, rebaseMemory: true)
+        allow: [.throttle], port: .direct, mode: .dsm, verify: true, rebaseMemory: true, references: false)
     static let planRequest = PlanRequest(vm: "web", host: "b", maxDowntimeMs: 100, seconds: 1.5)
     static let planOption = PlanOption(
         port: .direct, mode: .dsm, ending: .converges, wireBytes: .init(low: 170e6, likely: 172e6, high: 180e6),
@@ -33,6 +32,11 @@ enum Samples {
         vm: "web", host: "b", takenAt: Date(timeIntervalSince1970: 1_795_246_200.125), maxDowntimeMs: 100,
         linkBytesPerS: 117e6, roundTripMs: 0.12, memoryBytes: 1 << 30, zeroShare: 0.61, bytesPerPage: 1712,
         workingSetBytes: 33.5e6, writtenBytesPerS: 6.1e6, options: [planOption], notes: ["No page could be read."])
+    static let store = StoreReport(
+        path: "/var/lib/apus/content/store", byteCount: 310_000_000, bytesMax: 4 << 30,
+        images: [StoredImage(vm: "web", memoryBytes: 1 << 30, usedAt: Date(timeIntervalSince1970: 1_795_246_200.125))],
+        disks: [IndexedDisk(path: "/disk", blocks: 70_000, tableBytes: 840_000, state: "indexed")],
+        problem: "The disk is full.")
     static let resolve = ResolveRequest(commit: true)
 
     static var progress: JobProgress {
