@@ -103,7 +103,7 @@ struct PagerTests {
         func pages(_ first: UInt64, _ count: UInt64) -> Pager.Area {
             .init(address: target.anonymous.address + first * 4096, byteCount: count * 4096)
         }
-        try pager.empty([pages(2, 3), pages(6, 1)])
+        try pager.empty([pages(2, 3), pages(6, 1), pages(100, 2)])
         for page in [3, 6] as [UInt64] {
             let toucher = try touch(target, at: page * 4096)
             #expect(try nextFault(pager) == page * 4096)

@@ -62,4 +62,11 @@ internal import Glibc
             }
         }
     }
+
+    /// Whether any page of the area is of that kind.
+    borrowing func finds(_ kind: Kind, in area: WriteTracker.Area) throws(SystemError) -> Bool {
+        var isFound = false
+        try each(kind, in: area) { _, _ in isFound = true }
+        return isFound
+    }
 }

@@ -86,28 +86,51 @@ public final class Pager: Sendable {
     }
 
     /// Drops pages of private memory, so that they are missing; those of a file go with ``GuestWindow/punch(at:byteCount:)``.
-    /// Most of what is missing was never there, and is left alone: every call stops a thread of the process.
+    /// Pages of zeros in between may go with them: a touch of one is a question then, whose answer is zeros.
     ///
-    /// - Parameter ranges: whole pages of the process, each within one area.
+    /// ```
+    ///   there        D D 0 0 0 . . 0 0 D . .       D: data, 0: the page of zeros, a huge one mostly, .: nothing
+    ///   ranges           ###   #     #     #
+    ///   dropped          |---------|               in one call, for each stops a thread of the process
+    /// ```
+    ///
+    /// - Parameter ranges: whole pages of the process, each within one area, ascending within it.
     public func empty(_ ranges: [Area]) throws(InjectionError) {
-        for range in ranges {
-            guard
-                let area = areas.firstIndex(where: {
-                    $0.address <= range.address && range.address < $0.address + $0.byteCount
-                })
-            else { preconditionFailure("a range lies in an area") }
-            check(area, at: range.address - areas[area].address, range.byteCount)
-        }
         var calls: [InjectedCall] = []
         do throws(SystemError) {
             let scan = try PageScan.open(pid: pid)
+            var joined: Area?
             for range in ranges {
-                try scan.each(.there, in: range) { address, byteCount in
-                    calls.append(.advise(Area(address: address, byteCount: byteCount), MADV_DONTNEED))
+                check(range)
+                if let open = joined, try canJoin(open, range, scan) {
+                    joined = Area(address: open.address, byteCount: range.address + range.byteCount - open.address)
+                } else {
+                    if let open = joined, try scan.finds(.there, in: open) {
+                        calls.append(.advise(open, MADV_DONTNEED))
+                    }
+                    joined = range
                 }
             }
+            if let open = joined, try scan.finds(.there, in: open) { calls.append(.advise(open, MADV_DONTNEED)) }
         } catch { throw error.code == ESRCH ? .processGone(pid: pid) : .refused(pid: pid, error) }
         try injector.call(calls)
+    }
+
+    /// Nothing between the two would be lost.
+    private func canJoin(_ first: Area, _ second: Area, _ scan: borrowing PageScan) throws(SystemError) -> Bool {
+        let end = first.address + first.byteCount
+        guard area(of: first.address) == area(of: second.address), second.address >= end else { return false }
+        if second.address == end { return true }
+        return try !scan.finds(.populated, in: Area(address: end, byteCount: second.address - end))
+    }
+
+    private func area(of address: UInt64) -> Int? {
+        areas.firstIndex { $0.address <= address && address < $0.address + $0.byteCount }
+    }
+
+    private func check(_ range: Area) {
+        guard let area = area(of: range.address) else { preconditionFailure("a range lies in an area") }
+        check(area, at: range.address - areas[area].address, range.byteCount)
     }
 
     /// Fills whole pages at `offset` of an area and wakes who waits for them. Pages that are there stay as they are.
