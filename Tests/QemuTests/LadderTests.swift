@@ -72,7 +72,8 @@ extension RealGuests {
                 #expect(best.ending != .slowed || best.slowedTo.map { $0 < 0.9 } == true, "\(plan)")
                 #expect(plan.options.contains { $0.mode == .hybrid && $0.ending == .follows })
                 #expect(plan.options.contains { $0.mode == .postcopy })
-                _ = try await stage.settle(try await move(stage, ["--allow", "throttle,postcopy"]), .completed, moved: true, seconds: 60)
+                let job = try await move(stage, ["--allow", "throttle,postcopy"])
+                try await stage.settle(job, .completed, moved: true, seconds: 60)
                 // The source is the other one now.
                 let record = try Agent.decode(
                     AccuracyReport.self, try await stage.destination.apus(["plan", "--accuracy", "--json"]))

@@ -53,6 +53,9 @@ final class OutgoingTransfer: Sendable {
     static let countedShare = 0.85
     /// As long as QEMU needs to notice twice.
     private static let patienceMs = 400.0
+    /// Of a guest that stands still nearly all the time only this part may be left, and it is tried for so long.
+    private static let slowedShare = 0.6
+    private static let slowedPatienceMs = 3_000.0
     private static let acceptMs = 5_000
 
     /// What the operator had set, to be put back when the VM stays here. Kept in the VM's run directory, so that the
@@ -222,17 +225,25 @@ final class OutgoingTransfer: Sendable {
         let limitMs = UInt64(max(Double(maxDowntimeMs) * Self.countedShare, 1))
         flow.closeReferences()
         switch port {
-        case .stream: await limitDowntime(limitMs)
+        case .stream:
+            // It loses a part of a pause to what it does not count, and a slowed guest will fit much less soon.
+            let isSlowed = (brake?.share ?? 0) > 0
+            let isOver = askQemu()
+            await limitDowntime(isSlowed && !isOver ? UInt64(Double(limitMs) * Self.slowedShare) : limitMs)
         case .direct: try flow.connect(try await Self.connection(of: machine))
         case .directBesideQemu, .keeping:
             flow.keepRest()
-            let isOver = patience.update { patience in
-                if case .notAsked = patience { patience = .waits(since: Instant.now()) }
-                if case .over = patience { return true }
-                return false
-            }
-            await limitDowntime(isOver ? limitMs : min(Self.droppedDowntimeMs, limitMs))
+            await limitDowntime(askQemu() ? limitMs : min(Self.droppedDowntimeMs, limitMs))
             flow.letQemuFinish()
+        }
+    }
+
+    /// - Returns: true when it was asked to stop the guest before, in vain.
+    private func askQemu() -> Bool {
+        patience.update { patience in
+            if case .notAsked = patience { patience = .waits(since: Instant.now()) }
+            if case .over = patience { return true }
+            return false
         }
     }
 
@@ -247,7 +258,9 @@ final class OutgoingTransfer: Sendable {
                 patience = .waits(since: Instant.now())
                 return false
             }
-            guard Instant.now().ms(since: since) > Self.patienceMs else { return false }
+            guard Instant.now().ms(since: since) > (port == .stream ? Self.slowedPatienceMs : Self.patienceMs) else {
+                return false
+            }
             patience = .over
             return true
         }

@@ -50,6 +50,9 @@ extension OutgoingMigration {
     /// What is known of the VM from earlier.
     func recall() async {
         prior = (try? await services.store.history(of: request.vm)) ?? VMHistory()
+        // What was learnt must not keep the gate shut for ever.
+        let fixedMsMax = max(SwitchGate.fixedMs, Double(request.maxDowntimeMs) / 4)
+        prior.fixedDowntimeMs = prior.fixedDowntimeMs.map { min($0, fixedMsMax) }
         monitor = ProgressMonitor(
             Self.gate(request, services.config.migrate, prior, guestRunning: session.guestRunning),
             movesWhenFlat: Self.movesWhenFlat(request, guestRunning: session.guestRunning))
@@ -106,7 +109,9 @@ extension OutgoingMigration {
         let isWhole = (summary.pull?.missingPages ?? 0) == 0
         if let predictedMs = marks.predictedDowntimeMs, isWhole {
             let pagesMs = max(predictedMs - (prior.fixedDowntimeMs ?? SwitchGate.fixedMs), 0)
-            VMHistory.mix(&known.fixedDowntimeMs, max(downtimeMs - pagesMs, Self.leastFixedMs))
+            let fixedMs = max(downtimeMs - pagesMs, Self.leastFixedMs)
+            // A stop that something disturbed says nothing of the next.
+            if fixedMs <= Self.mostFixedMs { VMHistory.mix(&known.fixedDowntimeMs, fixedMs) }
         }
         VMHistory.mix(&known.prepareMs, marks.transferring.map { $0.ms(since: started) })
         if isWhole { learnBytes(summary, flow, &known) }
@@ -121,6 +126,7 @@ extension OutgoingMigration {
     }
     /// No stop is free.
     private static var leastFixedMs: Double { 2 }
+    private static var mostFixedMs: Double { 100 }
 
     private func learnBytes(_ summary: JobSummary, _ flow: FlowSample, _ known: inout VMHistory) {
         guard let firstBytes = monitor.firstRoundBytes, let pages = monitor.firstRoundPages, pages > 0 else { return }
