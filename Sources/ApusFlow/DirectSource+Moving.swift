@@ -20,12 +20,12 @@ extension DirectSource {
         brake?.release()
         var rest = PageSet(pageCount: layout.pageCount)
         for run in try dataRuns() { rest.insert(first: run.first, count: run.count) }
-        // What the last round found did not travel; what it held back, the scan finds again.
-        let unsent = rounds.ready
+        rest.subtract(sent)
+        // What the last round found did not travel; what it held back, the scan finds again. A page that was written and is
+        // a hole by now counts too: the destination may have something else in it.
+        rest.formUnion(rounds.ready)
         try scan(holdLimit: 0)
-        for index in 0..<rest.wordCount {
-            rest[word: index] &= ~sent[word: index] | unsent[word: index] | rounds.ready[word: index]
-        }
+        rest.formUnion(rounds.ready)
         orders.finished(rest: rest)
     }
 

@@ -189,16 +189,9 @@ struct DirectSource: ~Copyable {
 
     /// Pages that the file has; a hole is zero at the destination already.
     func dataRuns() throws(FlowFailure) -> [(first: PageNumber, count: Int)] {
-        var all: [(first: PageNumber, count: Int)] = []
-        for (block, window) in zip(layout.blocks, memory.windows) {
-            let ranges = try wrap("direct") { () throws(SystemError) in try window.dataRanges() }
-            for range in ranges {
-                let first = range.lowerBound / UInt64(Limits.pageBytes)
-                let end = (range.upperBound + UInt64(Limits.pageBytes) - 1) / UInt64(Limits.pageBytes)
-                all.append((block.firstPage + PageNumber(first), Int(end - first)))
-            }
+        do { return try layout.dataRuns(memory.windows) } catch {
+            throw FlowFailure("direct", "The pages that the guest has cannot be told: \(error).")
         }
-        return all
     }
 
     /// - Returns: false: the guest must move before all has travelled.

@@ -12,6 +12,9 @@ public enum BlockPort: Sendable {
     /// Only QEMU knows where it is: pages go in as records of the stream.
     case stream
 
+    /// nil: it is in no file of ours.
+    var file: GuestWindow? { if case .mapped(let window) = self { window } else { nil } }
+
     /// A part of a page can be changed, not only whole pages.
     var takesPatches: Bool {
         switch self {
@@ -60,13 +63,8 @@ struct RAMInstaller: ~Copyable, PageInstaller {
     /// A new QEMU's RAM is empty; what its firmware has put there all the same must not survive a zero page.
     static func pagesWithData(_ prologue: DestinationState.Prologue) throws(SystemError) -> PageSet {
         var pages = PageSet(pageCount: prologue.layout.pageCount)
-        for (block, port) in zip(prologue.layout.blocks, prologue.ports) {
-            guard case .mapped(let window) = port else { continue }
-            for range in try window.dataRanges() {
-                let first = range.lowerBound / UInt64(Limits.pageBytes)
-                let end = (range.upperBound + UInt64(Limits.pageBytes) - 1) / UInt64(Limits.pageBytes)
-                pages.insert(first: block.firstPage + PageNumber(first), count: Int(end - first))
-            }
+        for run in try prologue.layout.dataRuns(prologue.ports.map(\.file)) {
+            pages.insert(first: run.first, count: run.count)
         }
         return pages
     }

@@ -9,16 +9,14 @@ public final class MemoryImage: Sendable {
 
     init?(_ layout: Layout, _ ports: [BlockPort]) {
         self.layout = layout
-        windows = ports.map { if case .mapped(let window) = $0 { window } else { nil } }
+        windows = ports.map(\.file)
         if windows.allSatisfy({ $0 == nil }) { return nil }
     }
 
     public var pageCount: PageNumber { layout.pageCount }
     /// What its pages take, holes left out.
     public func byteCount() throws(SystemError) -> UInt64 {
-        var sum: UInt64 = 0
-        for window in windows { for range in try window?.dataRanges() ?? [] { sum += UInt64(range.count) } }
-        return sum
+        try layout.dataRuns(windows).reduce(0) { $0 + UInt64($1.count * Limits.pageBytes) }
     }
 
     /// Calls `body` with runs of up to 64 pages, ascending; what was never written is left out.
@@ -28,22 +26,18 @@ public final class MemoryImage: Sendable {
         failed: (SystemError) -> E, _ body: (_ first: PageNumber, _ count: Int, RawSpan) throws(E) -> Void
     ) throws(E) {
         var room = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
-        for (block, window) in zip(layout.blocks, windows) {
-            guard let window else { continue }
-            let ranges: [Range<UInt64>]
-            do throws(SystemError) { ranges = try window.dataRanges() } catch { throw failed(error) }
-            let pageBytes = UInt64(Limits.pageBytes)
-            for range in ranges {
-                var page = range.lowerBound / pageBytes
-                let end = min((range.upperBound + pageBytes - 1) / pageBytes, UInt64(block.pageCount))
-                while page < end {
-                    let count = Int(min(end - page, UInt64(Limits.batchPages)))
-                    window.copyOut(
-                        at: page * pageBytes, byteCount: count * Limits.pageBytes, to: &room, bufferOffset: 0)
-                    try body(
-                        block.firstPage + PageNumber(page), count, room.bytes.extracting(0..<count * Limits.pageBytes))
-                    page += UInt64(count)
-                }
+        let runs: [(first: PageNumber, count: Int)]
+        do throws(SystemError) { runs = try layout.dataRuns(windows) } catch { throw failed(error) }
+        for run in runs {
+            guard let index = layout.block(of: run.first), let window = windows[index] else { continue }
+            var page = run.first
+            let end = run.first + PageNumber(run.count)
+            while page < end {
+                let count = min(Int(end - page), Limits.batchPages)
+                let offset = UInt64(page - layout.blocks[index].firstPage) * UInt64(Limits.pageBytes)
+                window.copyOut(at: offset, byteCount: count * Limits.pageBytes, to: &room, bufferOffset: 0)
+                try body(page, count, room.bytes.extracting(0..<count * Limits.pageBytes))
+                page += PageNumber(count)
             }
         }
     }

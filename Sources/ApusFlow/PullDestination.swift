@@ -128,14 +128,10 @@ public final class PullDestination: Sendable {
     public func takeOver(_ ports: [BlockPort]) throws(FlowFailure) {
         var missing = PageSet(pageCount: layout.pageCount)
         for index in 0..<missing.wordCount { missing[word: index] = words[index] }
-        for (block, port) in zip(layout.blocks, ports) {
-            // Of private memory what is there already comes once more, and is left alone.
-            guard case .mapped(let window) = port else { continue }
-            for range in try wrap("install", { () throws(SystemError) in try window.dataRanges() }) {
-                let first = range.lowerBound / UInt64(Limits.pageBytes)
-                let end = (range.upperBound + UInt64(Limits.pageBytes) - 1) / UInt64(Limits.pageBytes)
-                missing.remove(first: block.firstPage + PageNumber(first), count: Int(end - first))
-            }
+        // Of private memory what is there already comes once more, and is left alone.
+        let layout = layout
+        for run in try wrap("install", { () throws(SystemError) in try layout.dataRuns(ports.map(\.file)) }) {
+            missing.remove(first: run.first, count: run.count)
         }
         try begin(missing)
     }

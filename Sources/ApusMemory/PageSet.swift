@@ -16,20 +16,37 @@ public struct PageSet: Equatable, Sendable {
 
     /// Adds a run; traps outside the VM.
     public mutating func insert(first: PageNumber, count: Int) {
+        eachWord(first, count) { $0 |= $1 }
+    }
+
+    /// Takes a run out; traps outside the VM.
+    public mutating func remove(first: PageNumber, count: Int) {
+        eachWord(first, count) { $0 &= ~$1 }
+    }
+
+    @inline(__always)
+    private mutating func eachWord(_ first: PageNumber, _ count: Int, _ change: (inout UInt64, UInt64) -> Void) {
         precondition(count >= 0 && UInt64(first) + UInt64(count) <= UInt64(pageCount))
         var page = Int(first)
         let end = page + count
         while page < end {
             let bit = page & 63
             let take = min(64 - bit, end - page)
-            words[page >> 6] |= Self.mask(bit: bit, count: take)
+            change(&words[page >> 6], Self.mask(bit: bit, count: take))
             page += take
         }
     }
 
-    public mutating func remove(first: PageNumber, count: Int) {
-        precondition(count >= 0 && UInt64(first) + UInt64(count) <= UInt64(pageCount))
-        for page in Int(first)..<Int(first) + count { words[page >> 6] &= ~(1 << UInt64(page & 63)) }
+    /// Adds the members of another set of the same VM.
+    public mutating func formUnion(_ other: PageSet) {
+        precondition(other.pageCount == pageCount)
+        for index in words.indices { words[index] |= other.words[index] }
+    }
+
+    /// Takes the members of another set of the same VM out.
+    public mutating func subtract(_ other: PageSet) {
+        precondition(other.pageCount == pageCount)
+        for index in words.indices { words[index] &= ~other.words[index] }
     }
 
     private func wordMask(_ index: Int) -> UInt64 {
