@@ -9,8 +9,8 @@ struct BatchSlots: ~Copyable, Sendable {
 
     /// False when the lane's batch has to be sent before this page can be added.
     @inline(__always)
-    func accepts(_ page: PageNumber, _ form: Form, _ lane: Int) -> Bool {
-        slots[lane]?.accepts(page, form: form) ?? true
+    func accepts(_ page: PageNumber, _ form: Form, startsBlock: Bool, _ lane: Int) -> Bool {
+        slots[lane]?.accepts(page, form: form, startsBlock: startsBlock) ?? true
     }
 
     /// Takes an empty batch from the pool when the lane has none; waits for one.

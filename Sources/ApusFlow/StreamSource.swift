@@ -243,7 +243,7 @@ struct StreamSource: ~Copyable, Sendable {
     @inline(__always)
     private mutating func travel(_ page: PageNumber, startsBlock: Bool, _ data: Range<Int>?) throws(FlowFailure) {
         let lane = laneIndex(of: page, lanes: lanes.count)
-        try Self.makeRoom(&open, lanes, page, data == nil ? .zero : .raw, lane)
+        try Self.makeRoom(&open, lanes, page, data == nil ? .zero : .raw, startsBlock: startsBlock, lane)
         if let data {
             Self.add(&open, page, buffer, data, startsBlock: startsBlock, lane)
             if open.isFull(lane) { try flush(lane) }
@@ -254,9 +254,9 @@ struct StreamSource: ~Copyable, Sendable {
 
     @inline(__always)
     private static func makeRoom(
-        _ open: inout BatchSlots, _ lanes: [LaneQueue], _ page: PageNumber, _ form: Form, _ lane: Int
+        _ open: inout BatchSlots, _ lanes: [LaneQueue], _ page: PageNumber, _ form: Form, startsBlock: Bool, _ lane: Int
     ) throws(FlowFailure) {
-        if !open.accepts(page, form, lane) { try flush(&open, lanes, lane) }
+        if !open.accepts(page, form, startsBlock: startsBlock, lane) { try flush(&open, lanes, lane) }
         try open.fill(lane, from: lanes[lane])
     }
 
@@ -307,8 +307,8 @@ struct StreamSource: ~Copyable, Sendable {
             guard let block = layout.block(of: page) else { preconditionFailure("held pages are of the VM") }
             if kept?.keep(page, of: block) ?? false { return }
             let lane = laneIndex(of: page, lanes: lanes.count)
-            try makeRoom(&open, lanes, page, .raw, lane)
             let startsBlock = layout.blocks[block].firstPage == page
+            try makeRoom(&open, lanes, page, .raw, startsBlock: startsBlock, lane)
             open.add(page, bytes, startsBlock: startsBlock, lane)
             if open.isFull(lane) { try flush(&open, lanes, lane) }
         }

@@ -49,24 +49,27 @@ public struct Batch: ~Copyable, Sendable {
     }
 
     /// False when the page has no room here, or does not lie behind the last one: send this batch first.
+    ///
+    /// - Parameter startsBlock: the page is the first of its RAM block, and so needs a record of its own.
     @inline(__always)
-    public func accepts(_ page: PageNumber, form: Form) -> Bool {
+    public func accepts(_ page: PageNumber, form: Form, startsBlock: Bool) -> Bool {
         if recordCount == 0 { return true }
         if form != .zero && dataPages == Limits.batchPages { return false }
         let last = records[recordCount - 1]
         let next = last.first &+ UInt32(last.count)
         if page < next { return false }
-        return recordCount < Limits.batchRecords || (page == next && form == last.form && last.count < Limits.runPages)
+        if recordCount < Limits.batchRecords { return true }
+        return page == next && form == last.form && last.count < Limits.runPages && !startsBlock
     }
 
-    /// Adds a zero page; ``accepts(_:form:)`` must be true.
+    /// Adds a zero page; ``accepts(_:form:startsBlock:)`` must be true.
     /// - Parameter startsBlock: the page is the first of its RAM block; a run never crosses two.
     @inline(__always)
     public mutating func addZero(_ page: PageNumber, startsBlock: Bool) {
         extend(page, .zero, startsBlock)
     }
 
-    /// Adds a page of data; ``accepts(_:form:)`` must be true.
+    /// Adds a page of data; ``accepts(_:form:startsBlock:)`` must be true.
     @inline(__always)
     public mutating func add(_ page: PageNumber, _ bytes: RawSpan, startsBlock: Bool) {
         precondition(bytes.byteCount == Limits.pageBytes && dataPages < Limits.batchPages)
@@ -77,12 +80,12 @@ public struct Batch: ~Copyable, Sendable {
 
     /// Adds up to `count` consecutive pages of data that `fill` copies to the byte offset it is given, all at once.
     ///
-    /// - Returns: how many pages found room; 0 when ``accepts(_:form:)`` is false.
+    /// - Returns: how many pages found room; 0 when ``accepts(_:form:startsBlock:)`` is false.
     @inline(__always)
     public mutating func addRun(
         _ first: PageNumber, count: Int, startsBlock: Bool, _ fill: (inout PageBuffer, _ at: Int, _ pages: Int) -> Void
     ) -> Int {
-        guard accepts(first, form: .raw) else { return 0 }
+        guard accepts(first, form: .raw, startsBlock: startsBlock) else { return 0 }
         let pages = min(count, Limits.batchPages - dataPages)
         fill(&data, dataPages * Limits.pageBytes, pages)
         dataPages += pages

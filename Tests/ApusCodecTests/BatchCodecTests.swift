@@ -78,7 +78,7 @@ let layout: Layout = {
             for _ in 0..<Int.random(in: 1...200, using: &random) {
                 let kind = PageKind.allCases.randomElement(using: &random) ?? .zero
                 let asData = kind != .zero || random.next() % 4 == 0
-                guard batch.accepts(page, form: asData ? .raw : .zero) else { break }
+                guard batch.accepts(page, form: asData ? .raw : .zero, startsBlock: false) else { break }
                 let bytes = pageBytes(kind, &random)
                 if asData {
                     batch.add(page, bytes.rawBytes, startsBlock: false)
@@ -153,8 +153,35 @@ let layout: Layout = {
         var batch = Batch()
         batch.addZero(7, startsBlock: false)
         // #expect cannot hold a move-only value.
-        let answers = [batch.accepts(7, form: .raw), batch.accepts(6, form: .zero), batch.accepts(8, form: .raw)]
+        let answers = [
+            batch.accepts(7, form: .raw, startsBlock: false), batch.accepts(6, form: .zero, startsBlock: false),
+            batch.accepts(8, form: .raw, startsBlock: false),
+        ]
         #expect(answers == [false, false, true])
+    }
+
+    /// Blocks of a few pages, which follow each other without a gap, included.
+    @Test(arguments: 1...20 as ClosedRange<UInt64>) func whatIsAcceptedFindsRoom(seed: UInt64) {
+        var random = SeededGenerator(seed: seed)
+        for _ in 0..<50 {
+            var batch = Batch()
+            let bytes = [UInt8](repeating: 1, count: 4096)
+            let gap = random.next() % 4 + 1
+            var page = PageNumber(0)
+            for _ in 0..<400 {
+                page += random.next() % gap == 0 ? 1 : 2
+                let isZero = random.next() % 8 != 0
+                let startsBlock = random.next() % 3 == 0
+                guard batch.accepts(page, form: isZero ? .zero : .raw, startsBlock: startsBlock) else { break }
+                if isZero {
+                    batch.addZero(page, startsBlock: startsBlock)
+                } else {
+                    batch.add(page, bytes.rawBytes, startsBlock: startsBlock)
+                }
+            }
+            let (records, dataPages) = (batch.recordCount, batch.dataPages)
+            #expect(records == Limits.batchRecords || dataPages == Limits.batchPages)
+        }
     }
 }
 

@@ -74,7 +74,12 @@ private struct PageSampler: ~Copyable {
     /// A run of pages behind those before it.
     mutating func add(_ first: PageNumber, count: Int, _ reader: GuestReader) throws(SystemError) {
         try reader.read(first: first, count: count, into: &room, at: 0)
-        if !batch.accepts(first, form: .raw) || batch.dataPages + count > Limits.batchPages { encode() }
+        // A new record for each page at worst.
+        if batch.recordCount + count > Limits.batchRecords || !batch.accepts(first, form: .raw, startsBlock: true)
+            || batch.dataPages + count > Limits.batchPages
+        {
+            encode()
+        }
         for page in 0..<count {
             let at = page * Limits.pageBytes
             let number = first + PageNumber(page)

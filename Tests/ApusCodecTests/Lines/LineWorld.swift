@@ -193,7 +193,7 @@ final class LineWorld {
             let bytes = memory.rawBytes.extracting(from..<from + 4096)
             let startsBlock = layout.blocks.contains { $0.firstPage == page }
             let isZero = bytes.isAllZero && below(2) == 0
-            guard batch.accepts(page, form: isZero ? .zero : .raw) else { break }
+            guard batch.accepts(page, form: isZero ? .zero : .raw, startsBlock: startsBlock) else { break }
             if isZero {
                 batch.addZero(page, startsBlock: startsBlock)
             } else {

@@ -101,7 +101,7 @@ import Testing
             for _ in 0..<random.next() % 80 {
                 page += 1 + (random.next() % 3 == 0 ? PageNumber(random.next() % 9) : 0)
                 let isZero = random.next() % 4 == 0
-                guard batch.accepts(page, form: isZero ? .zero : .raw) else { break }
+                guard batch.accepts(page, form: isZero ? .zero : .raw, startsBlock: false) else { break }
                 if isZero {
                     batch.addZero(page, startsBlock: false)
                 } else {
