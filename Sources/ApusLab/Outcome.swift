@@ -6,6 +6,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var workload: String
     /// Bits per second of the link; nil: unshaped.
     public var rate: UInt64?
+    /// What the link adds to the time of a round trip; nil: nothing.
+    public var rttMs: Double?
     public var run = 1
     /// nil: the migration was made.
     public var failure: String?
@@ -51,6 +53,11 @@ public struct Outcome: Sendable, Equatable, Codable {
         self.peer = peer
         self.workload = workload
         self.rate = rate
+    }
+
+    /// The same guest on the same link.
+    func isComparable(to other: Outcome) -> Bool {
+        workload == other.workload && rate == other.rate && rttMs == other.rttMs
     }
 
     /// For how long every peer lets the guest run before the command; its speed before is that of this time.

@@ -75,8 +75,9 @@ public struct Report: Sendable, Equatable, Codable {
     public struct Group: Sendable {
         public let workload: String
         public let rate: UInt64?
+        public let rttMs: Double?
         public let lines: [Line]
-        public var title: String { "\(workload), \(rateName(rate))" }
+        public var title: String { "\(workload), \(linkName(rate, rttMs: rttMs))" }
     }
     public struct Line: Sendable {
         public let peer: String
@@ -88,16 +89,16 @@ public struct Report: Sendable, Equatable, Codable {
 
     /// Apus first, then the peers by name, in the order of workloads and links as measured.
     public var groups: [Group] {
-        var keys: [(String, UInt64?)] = []
-        for outcome in outcomes where !keys.contains(where: { $0.0 == outcome.workload && $0.1 == outcome.rate }) {
-            keys.append((outcome.workload, outcome.rate))
-        }
-        return keys.map { workload, rate in
-            let here = outcomes.filter { $0.workload == workload && $0.rate == rate }
+        var firsts: [Outcome] = []
+        for outcome in outcomes where !firsts.contains(where: outcome.isComparable(to:)) { firsts.append(outcome) }
+        return firsts.map { first in
+            let here = outcomes.filter(first.isComparable(to:))
             let lines = Set(here.map(\.peer)).sorted().map { peer in
                 Line(peer: peer, outcomes: here.filter { $0.peer == peer })
             }
-            return Group(workload: workload, rate: rate, lines: lines.filter(\.isOurs) + lines.filter { !$0.isOurs })
+            return Group(
+                workload: first.workload, rate: first.rate, rttMs: first.rttMs,
+                lines: lines.filter(\.isOurs) + lines.filter { !$0.isOurs })
         }
     }
 
