@@ -41,6 +41,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var speedBefore: Double?
     public var speedDuring: Double?
     public var speedAfter: Double?
+    /// At the destination, while pages were missing there.
+    public var speedPulling: Double?
     /// CPU seconds on each side: the agents and the two QEMUs without their vCPUs.
     public var agentCPUSource: Double?
     public var agentCPUDestination: Double?
@@ -82,6 +84,9 @@ public struct Outcome: Sendable, Equatable, Codable {
         speedBefore = source.workPerS(from: asked - Self.settling, to: asked)
         // In post-copy the guest runs at the destination before the migration is over: count there what is "during".
         speedDuring = source.workPerS(from: moving, to: ended) ?? destination.workPerS(from: moving, to: ended)
+        if pull != nil, let first = destination.ticks.first?.arrived {
+            speedPulling = destination.workPerS(from: first, to: ended)
+        }
         speedAfter = destination.workPerS(from: ended, to: ended + .seconds(3))
         recoveryMs = speedBefore.flatMap { $0 > 0 ? destination.recoveryMs(to: 0.95 * $0) : nil }
     }

@@ -18,7 +18,8 @@ public final class TunDevice: Sendable {
         let answer = Monitor<Int32?>(nil)
         // A thread of its own: it ends in that namespace.
         _ = try WorkerThread("apus-tun") {
-            let made = unsafe space.withCString { space in unsafe name.withCString { unsafe capus_tun_open(space, $0) } }
+            let made = unsafe space.withCString { space in unsafe name.withCString { unsafe capus_tun_open(space, $0) }
+            }
             answer.update { $0 = made }
         }
         let number = answer.wait { $0 } ?? -EINTR

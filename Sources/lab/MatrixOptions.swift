@@ -37,7 +37,8 @@ struct MatrixOptions: ParsableArguments {
             return rate
         }
         let movers = try await movers(peers)
-        guard !chosen.isEmpty, !links.isEmpty, !movers.isEmpty, runs > 0, giveUpS >= 1, (0...1000).contains(rttMs) else {
+        guard !chosen.isEmpty, !links.isEmpty, !movers.isEmpty, runs > 0, giveUpS >= 1, (0...1000).contains(rttMs)
+        else {
             throw ValidationError("Nothing to measure.")
         }
         var matrix = Matrix(workloads: chosen, rates: links, peers: movers, runs: runs)

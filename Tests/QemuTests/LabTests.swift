@@ -95,10 +95,10 @@ import Testing
             let client = try await lab.start("client", pair.source.command(["sh", "-c", connect]))
             try await wait(for: "the connection", seconds: 30) {
                 try client.mustRun()
-                return try await pair.hasConnections ? true : nil
+                return try await pair.connections.isEmpty ? nil : true
             }
             try await pair.resetConnections(of: pair.destination)
-            try await wait(for: "the reset", seconds: 30) { try await pair.hasConnections ? nil : true }
+            try await wait(for: "the reset", seconds: 30) { try await pair.connections.isEmpty ? true : nil }
         }
     }
 
@@ -111,12 +111,15 @@ import Testing
             let ping = "busybox ping -c 20 -i 0.05 \(pair.destination.address)"
             let said = try await pair.source.attempt(["sh", "-c", ping]).output
             // round-trip min/avg/max = 5.051/5.104/5.291 ms
-            let times = said.split(separator: "=").last?.split(separator: "/").compactMap { Double($0.trimmingPrefix(" ")) }
+            let times = said.split(separator: "=").last?.split(separator: "/").compactMap {
+                Double($0.trimmingPrefix(" "))
+            }
             let least = try #require(times?.first, "\(said)")
             #expect(least >= rttMs && least < rttMs + 1, "\(said)")
             _ = try await lab.start("echo", pair.destination.command(echo))
             let bytes = 50_000_000
-            let send = "until busybox nc \(pair.destination.address) 4000 </dev/null; do sleep 0.1; done; "
+            let send =
+                "until busybox nc \(pair.destination.address) 4000 </dev/null; do sleep 0.1; done; "
                 + "head -c \(bytes) /dev/zero | busybox nc \(pair.destination.address) 4000 | wc -c"
             let before = try #require(try await pair.wireBytes())
             let began = ContinuousClock.now

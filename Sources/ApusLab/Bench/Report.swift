@@ -28,10 +28,12 @@ public struct Report: Sendable, Equatable, Codable {
         case work = "guest work/s before"
         case speed = "guest speed during, %"
         case speedAfter = "guest speed after, %"
+        case speedPulling = "guest speed pulling, %"
         case recovery = "95 % speed after ms"
         case faults
         case faultP50 = "fault p50 ms"
         case faultP99 = "fault p99 ms"
+        case recording = "recording, % of the window"
         case stall = "stalled ms"
         case agents = "agent CPU s"
         case qemus = "QEMU CPU s"
@@ -50,10 +52,12 @@ public struct Report: Sendable, Equatable, Codable {
             case .work: outcome.speedBefore.flatMap { $0 > 0 ? $0 : nil }
             case .speed: share(outcome.speedDuring, of: outcome.speedBefore)
             case .speedAfter: share(outcome.speedAfter, of: outcome.speedBefore)
+            case .speedPulling: share(outcome.speedPulling, of: outcome.speedBefore)
             case .recovery: outcome.recoveryMs
             case .faults: outcome.pull.map { Double($0.faults) }
             case .faultP50: outcome.pull.map { $0.faultP50Us / 1000 }
             case .faultP99: outcome.pull.map { $0.faultP99Us / 1000 }
+            case .recording: outcome.pull?.prefetch.flatMap { $0.recordMs > 0 ? $0.recordingShare * 100 : nil }
             case .stall: outcome.pull.map(\.stallMs)
             case .agents: sum(outcome.agentCPUSource, outcome.agentCPUDestination)
             case .qemus: sum(outcome.qemuCPUSource, outcome.qemuCPUDestination)
