@@ -36,6 +36,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
         .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
+        .package(url: "https://github.com/HdrHistogram/hdrhistogram-swift", from: "0.2.0"),
         .package(url: "https://github.com/hummingbird-project/hummingbird", from: "2.28.1", traits: []),
         .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         .package(url: "https://github.com/swift-server/swift-service-lifecycle", from: "2.13.0"),
@@ -71,7 +72,7 @@ let package = Package(
                 product("Logging", "swift-log"), product("GRDB", "GRDB.swift"),
                 product("Hummingbird", "hummingbird"), product("ServiceLifecycle", "swift-service-lifecycle"),
                 product("HTTPTypes", "swift-http-types"), product("UnixSignals", "swift-service-lifecycle"),
-                product("HummingbirdCore", "hummingbird"),
+                product("HummingbirdCore", "hummingbird"), product("Histogram", "hdrhistogram-swift"),
             ]),
         module("ApusAPI"),
         .executableTarget(
@@ -106,6 +107,7 @@ let package = Package(
         // Processes that the tests of ApusSystem enter, and that enter others.
         .executableTarget(name: "write-target", path: "Tests/WriteTarget"),
         .executableTarget(name: "restless-tracer", dependencies: ["CApus"], path: "Tests/RestlessTracer"),
+        .executableTarget(name: "fenced-in", path: "Tests/FencedIn"),
         tests("ApusSystemTests", ["ApusSystem", "ApusLab", "CApus", "write-target", "restless-tracer"]),
         tests("ApusMemoryTests", ["ApusSystem", "ApusMemory"], resources: [.copy("Traces")]),
         tests("ApusCodecTests", ["ApusSystem", "ApusMemory", "ApusCodec"]),
@@ -125,7 +127,7 @@ let package = Package(
                 product("Logging", "swift-log"), product("Yams", "Yams"), "apus",
                 product("ServiceLifecycle", "swift-service-lifecycle"),
             ], resources: [.copy("QMP/Fixtures")]),
-        tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusWire", "ApusQMP"]),
+        tests("QemuTests", ["ApusLab", "ApusAPI", "ApusSystem", "ApusWire", "ApusQMP", "fenced-in"]),
         tests("TidyTests", []),
     ]
 )

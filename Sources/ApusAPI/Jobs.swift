@@ -201,7 +201,7 @@ public struct PullSummary: Codable, Sendable, Equatable {
     public var stallMs: Double
     /// From the hand-over until nothing was missing; nil: an agent was restarted meanwhile.
     public var wholeMs: Double?
-    /// Touches that waited for up to 2, 4, 8 … microseconds.
+    /// Touches that waited for less than 2, 4, 8 … microseconds.
     public var faultHistogram: [UInt64]?
     /// What decided the order of pages that came by themselves; of the outgoing job only.
     public var prefetch: PrefetchSummary?
@@ -240,6 +240,11 @@ public struct PrefetchSummary: Codable, Sendable, Equatable {
     /// What the record cost: emptying page tables, once, and looking into them, milliseconds in all.
     public var zapMs: Double
     public var looksMs: Double
+
+    /// What the record cost, as a share of the time that it took in all.
+    public var recordingShare: Double {
+        recordMs + zapMs > 0 ? (zapMs + looksMs) / (recordMs + zapMs) : 0
+    }
 
     public init(
         order: String, nearPages: UInt64, trendPages: UInt64, recordedPages: UInt64, restPages: UInt64,

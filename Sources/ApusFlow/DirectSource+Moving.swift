@@ -24,9 +24,17 @@ extension DirectSource {
         // What the last round found did not travel; what it held back, the scan finds again. A page that was written and is
         // a hole by now counts too: the destination may have something else in it.
         rest.formUnion(rounds.ready)
+        let former = (hot: rounds.held, ready: rounds.ready)
         try scan(holdLimit: 0)
         rest.formUnion(rounds.ready)
+        noteWritten([former.hot, rounds.ready, former.ready])
         orders.finished(rest: rest)
+    }
+
+    /// Where no use was recorded, what was written in the last rounds stands for it: hot pages, which were written in every
+    /// round, then what the last looks found.
+    func noteWritten(_ sets: [PageSet]) {
+        memory.recorded.update { if $0.record.pageCount == 0 { $0.record = AccessRecord(written: sets) } }
     }
 
     /// Nobody waits for what is recorded, and what is not used travels meanwhile.

@@ -166,8 +166,12 @@ struct DirectSource: ~Copyable {
     /// QEMU has stopped the guest and finished its requests.
     private mutating func finish() throws(FlowFailure) {
         brake?.release()
+        let hot = rounds.held
         try scan(holdLimit: 0)
-        if handsOver { return orders.finished(rest: rounds.ready) }
+        if handsOver {
+            noteWritten([hot, rounds.ready])
+            return orders.finished(rest: rounds.ready)
+        }
         try sendReady()
         // Even when it is empty: the destination waits for it.
         orders.finished(rest: pull == .ifNeeded ? PageSet(pageCount: layout.pageCount) : nil)

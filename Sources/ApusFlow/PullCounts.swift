@@ -1,6 +1,7 @@
 public import ApusMemory
 
-/// How the pages came that the destination lacked when its guest began to run.
+/// How the pages came that the destination lacked when its guest began to run. What touches waited for is told as it happens,
+/// and summed up by whoever hears it.
 public struct PullCounts: Codable, Sendable, Equatable {
     /// Pages that were missing when the guest was handed over, and now.
     public var missingAtFlip: UInt64 = 0
@@ -10,7 +11,7 @@ public struct PullCounts: Codable, Sendable, Equatable {
     public var faultP50Us: Double = 0
     public var faultP99Us: Double = 0
     public var faultMaxUs: Double = 0
-    /// How many waited for up to 2, 4, 8 … microseconds, without empty ends.
+    /// How many waited for less than 2, 4, 8 … microseconds, without empty ends.
     public var faultHistogram: [UInt64]? = nil
     /// Sum of these waits: what vCPUs and devices have stood still.
     public var stallMs: Double = 0
@@ -43,49 +44,4 @@ public struct PrefetchCounts: Sendable, Equatable {
     public var looksMs: Double
     /// Why there is no record, or one of writes only.
     public var lack: String?
-}
-
-/// Times, each counted to within 10 %. A pure value of fixed size.
-struct LatencyHistogram: Sendable {
-    private var counts = [UInt64](repeating: 0, count: 256)
-    private(set) var count: UInt64 = 0
-    private(set) var maxUs = 0.0
-    private(set) var sumUs = 0.0
-
-    mutating func add(us: Double) {
-        let us = max(us, 1)
-        var bucket = 0
-        // 2 to the power of 1/8, step by step: no logarithm is needed for at most 256 of them.
-        var edge = Self.ratio
-        while us > edge && bucket < counts.count - 1 {
-            edge *= Self.ratio
-            bucket += 1
-        }
-        counts[bucket] += 1
-        count += 1
-        sumUs += us
-        maxUs = max(maxUs, us)
-    }
-
-    /// The time that a share of all did not exceed; 0 when there were none.
-    func quantile(_ share: Double) -> Double {
-        let wanted = UInt64((Double(count) * share).rounded(.up))
-        var seen: UInt64 = 0
-        var edge = 1.0
-        for bucket in counts {
-            edge *= Self.ratio
-            seen += bucket
-            if wanted > 0 && seen >= wanted { return min(edge, maxUs) }
-        }
-        return maxUs
-    }
-
-    /// Counts by powers of two: up to 2, 4, 8 … microseconds.
-    var octaves: [UInt64] {
-        var octaves = stride(from: 0, to: counts.count, by: 8).map { counts[$0..<$0 + 8].reduce(0, +) }
-        while octaves.last == 0 { octaves.removeLast() }
-        return octaves
-    }
-
-    private static let ratio = 1.0905077326652577
 }

@@ -36,17 +36,16 @@ public final class PullDestination: Sendable {
         /// nil: the flip has not come.
         var residence: Residence?
         var waiting: [Waiting] = []
-        var latencies = LatencyHistogram()
         var counts = PullCounts()
         var flipped = Instant.now()
         var isOver = false
         var saidWhole = false
 
         /// Whoever waited for one of these pages goes on.
-        mutating func answer(_ first: PageNumber, _ count: Int, _ now: Instant) {
+        mutating func answer(_ first: PageNumber, _ count: Int, _ now: Instant, _ waited: (UInt64) -> Void) {
             guard !waiting.isEmpty else { return }
             for wait in waiting where wait.page >= first && wait.page < first + PageNumber(count) {
-                latencies.add(us: now.ms(since: wait.since) * 1000)
+                waited(now.ns - wait.since.ns)
             }
             waiting.removeAll { $0.page >= first && $0.page < first + PageNumber(count) }
         }
@@ -56,6 +55,8 @@ public final class PullDestination: Sendable {
     private let pager: Pager
     private let words: WordFile
     private let report: @Sendable (PullEvent) -> Void
+    private let armed: @Sendable () -> Void
+    private let waited: @Sendable (UInt64) -> Void
     private let content = Monitor(Content())
     private let isOver = Atomic(false)
     private let connections = PullConnections()
@@ -74,12 +75,21 @@ public final class PullDestination: Sendable {
     ///   - layout: the blocks that the source owns.
     ///   - pager: its areas are these blocks, in order.
     ///   - words: of ``wordCount(_:)``.
+    ///   - armed: called once at the flip, when touches of missing pages are told and nothing is missing yet; may block.
+    ///   - waited: told for each touch of a missing page how long it waited, nanoseconds; called from any thread; must not
+    ///     block.
     ///   - report: called from any thread; must not block.
-    public init(layout: Layout, pager: Pager, words: WordFile, report: @escaping @Sendable (PullEvent) -> Void) {
+    public init(
+        layout: Layout, pager: Pager, words: WordFile, armed: @escaping @Sendable () -> Void = {},
+        waited: @escaping @Sendable (_ ns: UInt64) -> Void,
+        report: @escaping @Sendable (PullEvent) -> Void
+    ) {
         precondition(words.wordCount == Self.wordCount(layout) && pager.areas.count == layout.blocks.count)
         self.layout = layout
         self.pager = pager
         self.words = words
+        self.armed = armed
+        self.waited = waited
         self.report = report
     }
 
@@ -94,6 +104,7 @@ public final class PullDestination: Sendable {
         do throws(InjectionError) { try pager.arm() } catch {
             throw FlowFailure("pager", "Missing pages of the VM could not be watched: \(error).")
         }
+        armed()
         try empty(missing, ports)
         try begin(missing)
     }
@@ -166,16 +177,11 @@ public final class PullDestination: Sendable {
     /// The source has said what is missing.
     public var isFlipped: Bool { content.read { $0.residence != nil } }
 
+    /// Without what touches have waited for.
     public func counts() -> PullCounts {
         content.read { content in
             var counts = content.counts
             counts.missing = UInt64(content.residence?.missingCount ?? 0)
-            counts.faults = content.latencies.count
-            counts.faultP50Us = content.latencies.quantile(0.5)
-            counts.faultP99Us = content.latencies.quantile(0.99)
-            counts.faultHistogram = content.latencies.octaves
-            counts.faultMaxUs = content.latencies.maxUs
-            counts.stallMs = content.latencies.sumUs / 1000
             return counts
         }
     }
@@ -325,7 +331,7 @@ public final class PullDestination: Sendable {
             } else {
                 content.counts.pushedPages += UInt64(settled)
             }
-            content.answer(first, count, now)
+            content.answer(first, count, now, waited)
         }
     }
 

@@ -21,9 +21,11 @@ struct PushWindow: Sendable {
     static let bytesMin = 32.0 * 1024
     static let bytesMax = 8.0 * 1024 * 1024
     static let queueNs: UInt64 = 150_000
+    /// Of a long way, as a share of it: times vary with it, and what is urgent takes that long anyhow.
+    private static let queueShare: UInt64 = 8
     static let roundFrames = 8
     private static let stepBytes = 4.0 * 1024
-    private static let stepShare = 1.0 / 32
+    private static let stepShare = 1.0 / 8
     /// The way may have become longer: after so long it is measured anew, with as little in flight as there may be.
     private static let leastForNs: UInt64 = 10_000_000_000
 
@@ -45,7 +47,7 @@ struct PushWindow: Sendable {
         if nowNs - leastSinceNs > Self.leastForNs {
             leastNs = .max
             bytes = Self.bytesMin
-        } else if fastestNs - leastNs > Self.queueNs {
+        } else if fastestNs - leastNs > max(Self.queueNs, leastNs / Self.queueShare) {
             isStarting = false
             bytes = max(bytes * 0.875, Self.bytesMin)
         } else if isFull {

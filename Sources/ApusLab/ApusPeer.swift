@@ -119,12 +119,18 @@ public struct ApusPeer: Sendable {
     /// `link.reconnectS` of both agents; nil: the default.
     public var reconnectS: Double?
 
+    /// `link.sourceLossS` of both agents; nil: the default.
+    public var sourceLossS: Double?
+
     /// `ramDirectory` of both agents; nil: the default. One without room leaves guest RAM private to QEMU.
     public var ramDirectory: String?
 
     /// The agent's configuration file.
     var configuration: String {
-        let link = [lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" }].compactMap(\.self)
+        let link = [
+            lanes.map { "  lanes: \($0)\n" }, reconnectS.map { "  reconnectS: \($0)\n" },
+            sourceLossS.map { "  sourceLossS: \($0)\n" },
+        ].compactMap(\.self)
         let migrate = [
             holdsHotPages ? nil : "  holdHotPages: false\n", lineTableMiB.map { "  lineTableMiB: \($0)\n" },
             prefetch.map { "  prefetch: \($0)\n" }, recordMs.map { "  recordMs: \($0)\n" },

@@ -11,11 +11,21 @@ extension HostPair {
         try await command(host.command(["ss", "-K", "-t", "-n", "dst", "10.77.0.0/30"]))
     }
 
-    /// Whether a TCP connection exists between the two hosts.
-    public var hasConnections: Bool {
+    /// The source's ends of TCP connections between the two hosts, `ADDRESS:PORT`.
+    public var connections: Set<String> {
         get async throws {
-            try await command(source.command(["ss", "-H", "-t", "-n", "dst", destination.address])).isEmpty == false
+            let words = ["ss", "-H", "-t", "-n", "state", "established", "dst", destination.address]
+            let lines = try await command(source.command(words)).split(separator: "\n")
+            return Set(lines.compactMap { $0.split(separator: " ").dropFirst(2).first.map(String.init) })
         }
+    }
+
+    /// Loses every packet of one host to the other without a word, or no more; the other way stays as it is.
+    public func setPath(from: Host, to: Host, open: Bool) async throws {
+        guard isNamespaced else { throw LabError.notEnough(what: "rights to block a path: not root") }
+        // A neighbour that nobody is.
+        let nobody = ["replace", to.address, "lladdr", "02:00:00:00:00:77", "nud", "permanent"]
+        try await from.ip(["neigh"] + (open ? ["del", to.address] : nobody) + ["dev", from.device])
     }
 }
 
@@ -42,6 +52,24 @@ extension Agent {
     /// What lies in the run directory's `vms`: `NAME/FILE`.
     public func machineFiles() -> [String] {
         ((try? FileManager.default.subpathsOfDirectory(atPath: "\(run)/vms")) ?? []).sorted()
+    }
+
+    /// Pages that a VM lacks here, counted in the agent's own file: a command takes longer than many pages. nil: it has none to
+    /// lack, or no more.
+    public func missingPages(of vm: String) -> Int? {
+        FileManager.default.contents(atPath: "\(run)/vms/\(vm)/pull.missing")?.reduce(0) { $0 + $1.nonzeroBitCount }
+    }
+
+    /// Returns when at most this share of the pages is missing that the VM lacked when it was handed over; false: nothing was
+    /// ever missing, or all has come.
+    public func waitForPages(of vm: String, missingShare: Double, seconds: Double) async throws -> Bool {
+        var all: Int?
+        return try await wait(for: "pages of \(vm) at \(name)", seconds: seconds, every: .milliseconds(1)) {
+            guard let now = missingPages(of: vm) else { return all == nil ? nil : false }
+            let most = max(all ?? 0, now)
+            all = most
+            return most > 0 && Double(now) <= Double(most) * missingShare ? now > 0 : nil
+        }
     }
 
     /// Descriptors and threads that the agent has now.

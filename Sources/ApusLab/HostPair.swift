@@ -21,35 +21,46 @@ public struct Host: Sendable, Equatable {
 ///   namespace apus<pid>.<n>a                       namespace apus<pid>.<n>b
 ///   10.77.0.1  wire0 [tbf rate] ====== veth ====== [tbf rate] wire0  10.77.0.2
 /// ```
+/// A wire with a round trip time is not a veth pair but a ``SlowWire``, between TUN interfaces of the same names.
 /// Without root there are no namespaces: both hosts are this machine's loopback, unshaped, told apart by port.
 public struct HostPair: Sendable {
     public let source: Host
     public let destination: Host
     /// Bits per second; nil: unshaped.
     public let rate: UInt64?
+    /// What the wire adds to the time of a round trip.
+    public let rttMs: Double
     public var isNamespaced: Bool { source.namespace != nil }
 
     public static var canMakeNamespaces: Bool { geteuid() == 0 }
 
-    public static func make(in lab: Lab, rate: UInt64?) async throws -> HostPair {
+    /// - Throws: `LabError.notEnough` when a round trip is to take time and there are no rights for it.
+    public static func make(in lab: Lab, rate: UInt64?, rttMs: Double = 0) async throws -> HostPair {
         guard canMakeNamespaces else {
+            guard rttMs == 0 else { throw LabError.notEnough(what: "rights to make a slow wire: not root") }
             let loopback = Host(namespace: nil, device: "lo", address: "127.0.0.1")
-            return HostPair(source: loopback, destination: loopback, rate: nil)
+            return HostPair(source: loopback, destination: loopback, rate: nil, rttMs: 0)
         }
         let name = "apus\(getpid()).\(lab.number)"
         let pair = HostPair(
             source: Host(namespace: name + "a", device: "wire0", address: "10.77.0.1"),
-            destination: Host(namespace: name + "b", device: "wire0", address: "10.77.0.2"), rate: rate)
+            destination: Host(namespace: name + "b", device: "wire0", address: "10.77.0.2"), rate: rate,
+            rttMs: rttMs)
         for host in [pair.source, pair.destination] {
             let namespace = host.namespace ?? ""
             try await ApusLab.command(["ip", "netns", "add", namespace])
-            // The veth pair goes with its namespace.
+            // The wire's end goes with its namespace.
             lab.later("namespace \(namespace)") { try await ApusLab.command(["ip", "netns", "del", namespace]) }
         }
-        try await ApusLab.command([
-            "ip", "link", "add", "wire0", "netns", name + "a", "type", "veth", "peer", "name", "wire0", "netns",
-            name + "b",
-        ])
+        if rttMs > 0 {
+            let wire = try SlowWire("wire0", spaces: [name + "a", name + "b"], oneWayMs: rttMs / 2)
+            lab.later("slow wire") { wire.end() }
+        } else {
+            try await ApusLab.command([
+                "ip", "link", "add", "wire0", "netns", name + "a", "type", "veth", "peer", "name", "wire0", "netns",
+                name + "b",
+            ])
+        }
         for host in [pair.source, pair.destination] {
             try await host.ip(["addr", "add", "\(host.address)/30", "dev", "wire0"])
             try await host.ip(["link", "set", "lo", "up"])
@@ -95,6 +106,11 @@ public struct WireBytes: Sendable, Equatable {
 }
 
 extension Host {
+    /// Runs a command on this host to its end, whatever that is.
+    public func attempt(_ words: [String], seconds: Double = 20) async throws -> CommandResult {
+        try await ApusLab.attempt(command(words), seconds: seconds)
+    }
+
     func ip(_ words: [String]) async throws {
         try await ApusLab.command(["ip"] + (namespace.map { ["-n", $0] } ?? []) + words)
     }

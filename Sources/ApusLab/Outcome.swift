@@ -6,6 +6,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var workload: String
     /// Bits per second of the link; nil: unshaped.
     public var rate: UInt64?
+    /// What the link adds to the time of a round trip; nil: nothing.
+    public var rttMs: Double?
     public var run = 1
     /// nil: the migration was made.
     public var failure: String?
@@ -39,6 +41,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var speedBefore: Double?
     public var speedDuring: Double?
     public var speedAfter: Double?
+    /// At the destination, while pages were missing there.
+    public var speedPulling: Double?
     /// CPU seconds on each side: the agents and the two QEMUs without their vCPUs.
     public var agentCPUSource: Double?
     public var agentCPUDestination: Double?
@@ -51,6 +55,11 @@ public struct Outcome: Sendable, Equatable, Codable {
         self.peer = peer
         self.workload = workload
         self.rate = rate
+    }
+
+    /// The same guest on the same link.
+    func isComparable(to other: Outcome) -> Bool {
+        workload == other.workload && rate == other.rate && rttMs == other.rttMs
     }
 
     /// For how long every peer lets the guest run before the command; its speed before is that of this time.
@@ -75,6 +84,9 @@ public struct Outcome: Sendable, Equatable, Codable {
         speedBefore = source.workPerS(from: asked - Self.settling, to: asked)
         // In post-copy the guest runs at the destination before the migration is over: count there what is "during".
         speedDuring = source.workPerS(from: moving, to: ended) ?? destination.workPerS(from: moving, to: ended)
+        if pull != nil, let first = destination.ticks.first?.arrived {
+            speedPulling = destination.workPerS(from: first, to: ended)
+        }
         speedAfter = destination.workPerS(from: ended, to: ended + .seconds(3))
         recoveryMs = speedBefore.flatMap { $0 > 0 ? destination.recoveryMs(to: 0.95 * $0) : nil }
     }

@@ -11,12 +11,18 @@ public enum Peer: Sendable {
     }
 
     /// One migration in a laboratory of its own. A migration that fails is a result too.
-    public func migrate(_ workload: Workload, rate: UInt64?, image: GuestImage, accelerator: Accelerator) async throws
-        -> Outcome
-    {
+    ///
+    /// - Parameters:
+    ///   - rate: bits per second of the link; nil: unshaped.
+    ///   - rttMs: what the link adds to the time of a round trip.
+    public func migrate(
+        _ workload: Workload, rate: UInt64?, rttMs: Double = 0, image: GuestImage, accelerator: Accelerator
+    ) async throws -> Outcome {
+        var outcome = Outcome(peer: label, workload: workload.name, rate: rate)
+
         do {
-            return try await Lab.with { lab in
-                let pair = try await HostPair.make(in: lab, rate: rate)
+            outcome = try await Lab.with { lab in
+                let pair = try await HostPair.make(in: lab, rate: rate, rttMs: rttMs)
                 switch self {
                 case .apus(let peer):
                     return try await peer.migrate(workload, over: pair, in: lab, image: image, accelerator: accelerator)
@@ -28,9 +34,9 @@ public enum Peer: Sendable {
         } catch is CancellationError {
             throw CancellationError()
         } catch {
-            var outcome = Outcome(peer: label, workload: workload.name, rate: rate)
             outcome.failure = "\(error)"
-            return outcome
         }
+        if rttMs > 0 { outcome.rttMs = rttMs }
+        return outcome
     }
 }

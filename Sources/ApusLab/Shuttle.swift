@@ -15,19 +15,25 @@ public struct Shuttle: Sendable {
     /// Checks begin anew at every console, and the first one may have begun before it was opened.
     private static let wholeChecks = 2
 
-    /// The wire is pulled out so long after the command, for so long.
+    /// The wire is pulled out at some moment, for so long.
     public struct Cut: Sendable, Equatable {
-        public var afterMs: Double
+        public enum Moment: Sendable, Equatable {
+            /// After the command.
+            case after(ms: Double)
+            /// When the guest runs at its destination, and at most this share of what it lacked then is missing.
+            case missing(share: Double)
+        }
+        public var moment: Moment
         public var forMs: Double
 
-        public init(afterMs: Double, forMs: Double) {
-            self.afterMs = afterMs
+        public init(_ moment: Moment, forMs: Double) {
+            self.moment = moment
             self.forMs = forMs
         }
     }
 
     public enum Hop: Sendable {
-        case moved(JobSummary)
+        case moved(JobSummary, wasCut: Bool)
         /// The migration was given up: the guest is where it was, and its memory right.
         case stayed(reason: String)
     }
@@ -46,15 +52,14 @@ public struct Shuttle: Sendable {
     ///
     /// - Throws: `LabError`: a wrong page, a guest that nobody runs, and without a cut any failed migration.
     public mutating func hop(_ cut: Cut? = nil) async throws -> Hop {
-        let pair = pair
-        async let cable: Void = Self.pull(cut, pair)
+        let (pair, to) = (pair, agents[1 - host])
+        async let cable = Self.pull(cut, pair, to)
         do {
             let job = try await move()
-            try await cable
-            return .moved(job.summary ?? JobSummary())
+            return .moved(job.summary ?? JobSummary(), wasCut: try await cable)
         } catch let error as LabError {
             guard cut != nil, case .migrationFailed(_, let reason) = error else { throw error }
-            try await cable
+            _ = try await cable
             try await here.verdicts(here.trace.verdicts.count + Self.wholeChecks, seconds: 60)
             return .stayed(reason: reason)
         }
@@ -90,11 +95,17 @@ public struct Shuttle: Sendable {
         return job
     }
 
-    private static func pull(_ cut: Cut?, _ pair: HostPair) async throws {
-        guard let cut else { return }
-        try await ContinuousClock().sleep(for: .milliseconds(Int(cut.afterMs)))
+    /// - Returns: false: the moment did not come.
+    private static func pull(_ cut: Cut?, _ pair: HostPair, _ destination: Agent) async throws -> Bool {
+        guard let cut else { return false }
+        switch cut.moment {
+        case .after(let ms): try await ContinuousClock().sleep(for: .milliseconds(Int(ms)))
+        case .missing(let share):
+            guard try await destination.waitForPages(of: name, missingShare: share, seconds: 60) else { return false }
+        }
         try await pair.setLink(up: false)
         try await ContinuousClock().sleep(for: .milliseconds(Int(cut.forMs)))
         try await pair.setLink(up: true)
+        return true
     }
 }

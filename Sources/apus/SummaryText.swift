@@ -109,7 +109,8 @@ extension Text {
                 (
                     "recorded",
                     "\(Units.count(prefetch.recordPages)) pages in \(Units.milliseconds(prefetch.recordMs)); page tables "
-                        + "emptied in \(Units.milliseconds(prefetch.zapMs)), looks \(Units.milliseconds(prefetch.looksMs))"
+                        + "emptied in \(Units.milliseconds(prefetch.zapMs)), looks \(Units.milliseconds(prefetch.looksMs)): "
+                        + "\(Units.decimals(prefetch.recordingShare * 100, 0)) % of that time"
                 ))
         }
         return rows

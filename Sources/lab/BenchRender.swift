@@ -39,8 +39,9 @@ extension Report {
 
     /// What the full tables show.
     private static let measures: [Measure] = [
-        .total, .move, .wire, .later, .downtime, .reported, .rounds, .work, .speed, .speedAfter, .recovery, .faults,
-        .faultP50, .faultP99, .stall, .agents, .qemus, .wrong,
+        .total, .move, .wire, .later, .downtime, .reported, .rounds, .work, .speed, .speedPulling, .speedAfter,
+        .recovery,
+        .faults, .faultP50, .faultP99, .stall, .recording, .agents, .qemus, .wrong,
     ]
 
     /// Some peer of some workload has it.

@@ -18,6 +18,7 @@ struct MatrixOptions: ParsableArguments {
     @Option(help: "Seconds after which a migration that has not come to an end is given up.") var giveUpS = 150.0
     @Option(help: "MiB of xbzrle's cache, rounded down to a power of two; without it a sixteenth of the guest's RAM.")
     var xbzrleCache: Int?
+    @Option(help: "Milliseconds that every link adds to the time of a round trip.") var rttMs = 0.0
 
     /// - Throws: `ValidationError` naming what is not understood, or that nothing is left to measure.
     func matrix(workloads: String, rates: String, peers: String) async throws -> Matrix {
@@ -36,10 +37,13 @@ struct MatrixOptions: ParsableArguments {
             return rate
         }
         let movers = try await movers(peers)
-        guard !chosen.isEmpty, !links.isEmpty, !movers.isEmpty, runs > 0, giveUpS >= 1 else {
+        guard !chosen.isEmpty, !links.isEmpty, !movers.isEmpty, runs > 0, giveUpS >= 1, (0...1000).contains(rttMs)
+        else {
             throw ValidationError("Nothing to measure.")
         }
-        return Matrix(workloads: chosen, rates: links, peers: movers, runs: runs)
+        var matrix = Matrix(workloads: chosen, rates: links, peers: movers, runs: runs)
+        matrix.rttMs = rttMs
+        return matrix
     }
 
     /// Apus runs the first of the programs; QEMU's own modes are measured with each.
@@ -87,7 +91,7 @@ struct MatrixOptions: ParsableArguments {
         var report = Report.empty(accelerator)
         try await matrix.measure(image: image, accelerator: accelerator) {
             cell, outcome, index, total in
-            let what = "\(cell.workload.name), \(rateName(cell.rate)), \(cell.peer.label)"
+            let what = "\(cell.workload.name), \(linkName(cell.rate, rttMs: outcome.rttMs)), \(cell.peer.label)"
             note("[\(index)/\(total)] \(what): \(outcome.line)")
             report.outcomes.append(outcome)
             try save(report)

@@ -95,10 +95,47 @@ import Testing
             let client = try await lab.start("client", pair.source.command(["sh", "-c", connect]))
             try await wait(for: "the connection", seconds: 30) {
                 try client.mustRun()
-                return try await pair.hasConnections ? true : nil
+                return try await pair.connections.isEmpty ? nil : true
             }
             try await pair.resetConnections(of: pair.destination)
-            try await wait(for: "the reset", seconds: 30) { try await pair.hasConnections ? nil : true }
+            try await wait(for: "the reset", seconds: 30) { try await pair.connections.isEmpty ? true : nil }
+        }
+    }
+
+    /// Time and rate of a wire, with one message to and fro and with a stream.
+    @Test(.enabled(if: HostPair.canMakeNamespaces, "needs root"), .timeLimit(.minutes(2)), arguments: [2.0, 5.0])
+    func aSlowWireIsAsSlowAsItShouldBe(rttMs: Double) async throws {
+        try await Lab.with { lab in
+            let pair = try await HostPair.make(in: lab, rate: 1_000_000_000, rttMs: rttMs)
+            let echo = ["busybox", "nc", "-ll", "-p", "4000", "-e", "cat"]
+            let ping = "busybox ping -c 20 -i 0.05 \(pair.destination.address)"
+            let said = try await pair.source.attempt(["sh", "-c", ping]).output
+            // round-trip min/avg/max = 5.051/5.104/5.291 ms
+            let times = said.split(separator: "=").last?.split(separator: "/").compactMap {
+                Double($0.trimmingPrefix(" "))
+            }
+            let least = try #require(times?.first, "\(said)")
+            #expect(least >= rttMs && least < rttMs + 1, "\(said)")
+            _ = try await lab.start("echo", pair.destination.command(echo))
+            let bytes = 50_000_000
+            let send =
+                "until busybox nc \(pair.destination.address) 4000 </dev/null; do sleep 0.1; done; "
+                + "head -c \(bytes) /dev/zero | busybox nc \(pair.destination.address) 4000 | wc -c"
+            let before = try #require(try await pair.wireBytes())
+            let began = ContinuousClock.now
+            let heard = try await pair.source.attempt(["sh", "-c", send]).output
+            let seconds = (ContinuousClock.now - began) / .seconds(1)
+            #expect(heard.contains("\(bytes)"), "\(heard)")
+            let counted = try #require(try await pair.wireBytes()) - before
+            print("RTT \(rttMs) ms: least \(least) ms, \(bytes) bytes to and fro in \(seconds) s")
+            #expect(counted.toDestination > UInt64(bytes) && counted.toDestination < UInt64(bytes) * 11 / 10)
+            // Never faster than the rate; the cores may be somebody else's, so not much slower either.
+            #expect(seconds > 0.4 && seconds < 8)
+            try await pair.setLink(up: false)
+            let once = ["busybox", "ping", "-c", "1", "-W", "2", pair.destination.address]
+            #expect(try await pair.source.attempt(once).exitCode != 0)
+            try await pair.setLink(up: true)
+            #expect(try await pair.source.attempt(once).exitCode == 0)
         }
     }
 }

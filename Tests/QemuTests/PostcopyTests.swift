@@ -61,15 +61,20 @@ extension RealGuests {
             try await with(program, rate: 1_000_000_000) { source, destination in
                 let job = try await move(source, to: destination, ["--mode", mode])
                 #expect(job.phase == .completed && job.summary?.port == .direct, "\(job)")
-                let pull = try #require(job.summary?.pull)
-                print("\(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
                 // QEMU silences the guest for some milliseconds before it stops it: the last round may have got all.
+                guard let pull = job.summary?.pull, mode == "postcopy" || pull.missingPages > 0 else {
+                    #expect(mode == "hybrid", "\(job)")
+                    return try await expectProof(at: destination)
+                }
+                print("\(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
                 #expect(mode == "postcopy" ? pull.missingPages > 1000 : pull.missingPages < 10_000)
                 #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
                 #expect(mode == "hybrid" || (pull.faults > 0 && pull.stallMs > 0))
                 let prefetch = try #require(pull.prefetch)
-                #expect(
-                    prefetch.order == "trend" && (prefetch.recordPages > 500) == (mode == "postcopy"), "\(prefetch)")
+                #expect(prefetch.order == "trend" && (prefetch.recordMs > 0) == (mode == "postcopy"), "\(prefetch)")
+                // A hybrid has what it wrote last for a record, which is all that it lacks.
+                #expect(prefetch.recordPages > (mode == "postcopy" ? 500 : 0), "\(prefetch)")
+                #expect(mode == "postcopy" || prefetch.restPages <= pull.missingPages / 10, "\(prefetch)")
                 #expect(pull.faultHistogram?.reduce(0, +) == pull.faults)
                 try await expectProof(at: destination)
                 #expect(try await userfaultfds(in: destination) == 0)

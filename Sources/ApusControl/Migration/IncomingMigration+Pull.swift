@@ -81,15 +81,27 @@ extension IncomingMigration {
         }
         guard let layout = blocks.layout else { preconditionFailure("QEMU's own blocks make a layout") }
         let runDirectory = machine.runDirectory
-        let report = pullReport
+        let (report, rehearsal, latencies) = (pullReport, services.rehearsal, faultLatencies)
         try PullFiles(token: token.text, blocks: blocks).write(runDirectory)
+        let pager: Pager
+        do {
+            pager = try await offPool("apus-pager") {
+                try Pager.enter(
+                    pid: machine.pid, areas: blocks.map(\.area), journal: PullFiles.journalPath(runDirectory))
+            }
+        } catch let error as InjectionError {
+            PullFiles.remove(runDirectory)
+            terms.pulls = false
+            terms.reason = "At the destination: \(error)."
+            return terms
+        }
         pull = try await offPool("apus-pager") {
-            let pager = try Pager.enter(
-                pid: machine.pid,
-                areas: blocks.map(\.area), journal: PullFiles.journalPath(runDirectory))
             let words = try PullFiles.read(runDirectory)?.words(runDirectory, layout)
             guard let words else { throw SystemError("open", code: 2) }
-            return PullDestination(layout: layout, pager: pager, words: words, report: report)
+            return PullDestination(
+                layout: layout, pager: pager, words: words,
+                armed: { rehearsal?.hold("destination", beforeStep: "emptyMemory") },
+                waited: { latencies.add(ns: $0) }, report: report)
         }
         expectPull(token)
         terms.pulls = true
@@ -106,7 +118,7 @@ extension IncomingMigration {
             lacksPull = false
             return endPull()
         }
-        let report = pullReport
+        let (report, latencies) = (pullReport, faultLatencies)
         do {
             guard let files = PullFiles.read(runDirectory), let token = Token(text: files.token) else {
                 throw Problem("pull-files", "\(runDirectory)/pull.json cannot be read.")
@@ -116,7 +128,8 @@ extension IncomingMigration {
                     throw Problem("pull-files", "\(journal) cannot be used.")
                 }
                 let pull = PullDestination(
-                    layout: layout, pager: pager, words: try files.words(runDirectory, layout), report: report)
+                    layout: layout, pager: pager, words: try files.words(runDirectory, layout),
+                    waited: { latencies.add(ns: $0) }, report: report)
                 try pull.takeOver(try files.blocks.map { try $0.port(pid: pager.pid) })
                 return pull
             }
@@ -163,7 +176,7 @@ extension IncomingMigration {
     }
 
     private func endPull() {
-        let counts = pull?.counts() ?? PullCounts()
+        let counts = pull.map(counts(of:)) ?? PullCounts()
         pull = nil
         if let token { services.lanes.forgetPull(token) }
         PullFiles.remove(runDirectory)
@@ -175,8 +188,14 @@ extension IncomingMigration {
         guard let pull, let token, pull.isFlipped else { return report }
         var report = report
         report.pullToken = token.text
-        report.pull = pull.counts()
+        report.pull = counts(of: pull)
         return report
+    }
+
+    private func counts(of pull: PullDestination) -> PullCounts {
+        var counts = pull.counts()
+        faultLatencies.fill(&counts)
+        return counts
     }
 
     /// Looked at every beat: an operator must know when the source stays away.

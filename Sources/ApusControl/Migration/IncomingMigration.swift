@@ -27,6 +27,7 @@ actor IncomingMigration {
     var token: Token?
     /// Pages that stayed at the source; nil: none can.
     var pull: PullDestination?
+    let faultLatencies = FaultLatencies()
     /// Pages are missing, and QEMU's questions for them are not heard yet.
     var lacksPull = false
     private var isStarting = false

@@ -36,6 +36,9 @@ struct Rehearsal: Sendable {
         _ = FileManager.default.createFile(atPath: "\(runDirectory)/rehearsal-\(role)-\(point)", contents: nil)
         try? await Task.sleep(for: .milliseconds(ms))
     }
+
+    /// The same for a step of a thread that may block.
+    func hold(_ role: String, beforeStep point: String) { try? blocking { await hold(role, before: point) } }
 }
 
 extension SourceAction {

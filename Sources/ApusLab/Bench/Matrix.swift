@@ -5,6 +5,8 @@ public struct Matrix: Sendable {
     public var rates: [UInt64?]
     public var peers: [Peer]
     public var runs: Int
+    /// What every link adds to the time of a round trip.
+    public var rttMs = 0.0
 
     public init(workloads: [Workload], rates: [UInt64?], peers: [Peer], runs: Int) {
         self.workloads = workloads
@@ -45,7 +47,7 @@ public struct Matrix: Sendable {
         let cells = cells
         for (index, cell) in cells.enumerated() {
             var outcome = try await cell.peer.migrate(
-                cell.workload, rate: cell.rate, image: image, accelerator: accelerator)
+                cell.workload, rate: cell.rate, rttMs: rttMs, image: image, accelerator: accelerator)
             outcome.run = cell.run
             try progress(cell, outcome, index + 1, cells.count)
         }
@@ -57,6 +59,11 @@ public func rateName(_ rate: UInt64?) -> String {
     guard let rate else { return "unshaped" }
     if rate >= 1_000_000_000 { return "\(brief(Double(rate) / 1e9).trimmingZeros()) Gb/s" }
     return "\(brief(Double(rate) / 1e6).trimmingZeros()) Mb/s"
+}
+
+/// `1 Gb/s, RTT 5 ms`
+public func linkName(_ rate: UInt64?, rttMs: Double?) -> String {
+    rateName(rate) + (rttMs.map { ", RTT \(brief($0).trimmingZeros()) ms" } ?? "")
 }
 
 /// `1G`, `100M`, `none`

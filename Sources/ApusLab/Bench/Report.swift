@@ -28,10 +28,12 @@ public struct Report: Sendable, Equatable, Codable {
         case work = "guest work/s before"
         case speed = "guest speed during, %"
         case speedAfter = "guest speed after, %"
+        case speedPulling = "guest speed pulling, %"
         case recovery = "95 % speed after ms"
         case faults
         case faultP50 = "fault p50 ms"
         case faultP99 = "fault p99 ms"
+        case recording = "recording, % of the window"
         case stall = "stalled ms"
         case agents = "agent CPU s"
         case qemus = "QEMU CPU s"
@@ -50,10 +52,12 @@ public struct Report: Sendable, Equatable, Codable {
             case .work: outcome.speedBefore.flatMap { $0 > 0 ? $0 : nil }
             case .speed: share(outcome.speedDuring, of: outcome.speedBefore)
             case .speedAfter: share(outcome.speedAfter, of: outcome.speedBefore)
+            case .speedPulling: share(outcome.speedPulling, of: outcome.speedBefore)
             case .recovery: outcome.recoveryMs
             case .faults: outcome.pull.map { Double($0.faults) }
             case .faultP50: outcome.pull.map { $0.faultP50Us / 1000 }
             case .faultP99: outcome.pull.map { $0.faultP99Us / 1000 }
+            case .recording: outcome.pull?.prefetch.flatMap { $0.recordMs > 0 ? $0.recordingShare * 100 : nil }
             case .stall: outcome.pull.map(\.stallMs)
             case .agents: sum(outcome.agentCPUSource, outcome.agentCPUDestination)
             case .qemus: sum(outcome.qemuCPUSource, outcome.qemuCPUDestination)
@@ -75,8 +79,9 @@ public struct Report: Sendable, Equatable, Codable {
     public struct Group: Sendable {
         public let workload: String
         public let rate: UInt64?
+        public let rttMs: Double?
         public let lines: [Line]
-        public var title: String { "\(workload), \(rateName(rate))" }
+        public var title: String { "\(workload), \(linkName(rate, rttMs: rttMs))" }
     }
     public struct Line: Sendable {
         public let peer: String
@@ -88,16 +93,16 @@ public struct Report: Sendable, Equatable, Codable {
 
     /// Apus first, then the peers by name, in the order of workloads and links as measured.
     public var groups: [Group] {
-        var keys: [(String, UInt64?)] = []
-        for outcome in outcomes where !keys.contains(where: { $0.0 == outcome.workload && $0.1 == outcome.rate }) {
-            keys.append((outcome.workload, outcome.rate))
-        }
-        return keys.map { workload, rate in
-            let here = outcomes.filter { $0.workload == workload && $0.rate == rate }
+        var firsts: [Outcome] = []
+        for outcome in outcomes where !firsts.contains(where: outcome.isComparable(to:)) { firsts.append(outcome) }
+        return firsts.map { first in
+            let here = outcomes.filter(first.isComparable(to:))
             let lines = Set(here.map(\.peer)).sorted().map { peer in
                 Line(peer: peer, outcomes: here.filter { $0.peer == peer })
             }
-            return Group(workload: workload, rate: rate, lines: lines.filter(\.isOurs) + lines.filter { !$0.isOurs })
+            return Group(
+                workload: first.workload, rate: first.rate, rttMs: first.rttMs,
+                lines: lines.filter(\.isOurs) + lines.filter { !$0.isOurs })
         }
     }
 

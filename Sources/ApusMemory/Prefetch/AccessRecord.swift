@@ -20,6 +20,20 @@ public struct AccessRecord: Equatable, Sendable {
 
     public init() {}
 
+    /// What a guest wrote in its last rounds, for want of what it used: each set is an epoch, the likeliest first. A page
+    /// counts in the first that has it.
+    public init(written sets: [PageSet]) {
+        guard var known = sets.first.map({ PageSet(pageCount: $0.pageCount) }) else { return }
+        for set in sets {
+            var epoch: [(first: PageNumber, count: Int)] = []
+            var fresh = set
+            fresh.subtract(known)
+            fresh.forEachStripeRun { epoch.append(($0, $1)) }
+            add(epoch, ms: 0)
+            known.formUnion(set)
+        }
+    }
+
     /// What one look has found.
     public mutating func add(_ epoch: [(first: PageNumber, count: Int)], ms: Float) {
         lengthMs = ms

@@ -61,17 +61,13 @@ final class FaultStage {
 
     private init(
         _ lab: Lab, _ pair: HostPair, _ port: ApusPeer.Port, _ mode: ApusPeer.Mode?, _ workload: Workload,
-        reconnectS: Double?, ramDirectory: String?, recordMs: Double?
+        _ peer: ApusPeer
     ) {
         self.lab = lab
         self.mode = mode
         self.workload = workload
         self.port = port
         self.pair = pair
-        var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
-        peer.reconnectS = reconnectS
-        peer.ramDirectory = ramDirectory
-        peer.recordMs = recordMs
         self.peer = peer
     }
 
@@ -81,16 +77,23 @@ final class FaultStage {
     ///   - reconnectS: the agents' link.reconnectS; nil: the default.
     ///   - ramDirectory: the agents' ramDirectory; nil: the default.
     ///   - recordMs: their migrate.recordMs.
+    ///   - sourceLossS: their link.sourceLossS; nil: the default.
+    ///   - programs: what to run; nil: what is built, and what is installed.
     static func with(
         guest: Bool = true, rate: UInt64? = FaultStage.rate, port: ApusPeer.Port = .auto,
         mode: ApusPeer.Mode? = nil, workload: Workload = FaultStage.workload, reconnectS: Double? = nil,
-        ramDirectory: String? = nil, recordMs: Double? = nil,
+        ramDirectory: String? = nil, recordMs: Double? = nil, sourceLossS: Double? = nil,
+        programs: ((Lab) throws -> (apus: String, qemu: String))? = nil,
         _ body: (FaultStage) async throws -> Void
     ) async throws {
         try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
-            let stage = FaultStage(
-                lab, try await HostPair.make(in: lab, rate: rate), port, mode, workload, reconnectS: reconnectS,
-                ramDirectory: ramDirectory, recordMs: recordMs)
+            let (program, qemu) = try programs?(lab) ?? (ApusPeer.findProgram(), QemuProgram.installed)
+            var peer = ApusPeer(program: program, qemu: qemu)
+            peer.reconnectS = reconnectS
+            peer.ramDirectory = ramDirectory
+            peer.recordMs = recordMs
+            peer.sourceLossS = sourceLossS
+            let stage = FaultStage(lab, try await HostPair.make(in: lab, rate: rate), port, mode, workload, peer)
             for index in 0...1 { stage.agents.append(try await stage.startAgent(index)) }
             if guest { try await stage.boot() }
             try await body(stage)
