@@ -301,6 +301,21 @@ public struct JobSummary: Codable, Sendable, Equatable {
     public init() {}
 }
 
+/// A way to migrate that the agent has chosen.
+public struct ChosenWay: Codable, Sendable, Equatable {
+    public var mode: MigrationMode
+    /// nil: the best that can be had.
+    public var port: MemoryPort?
+    /// What it was chosen from. With `firstPass` it begins in mode `dsm`, and may still move before its memory if that is allowed.
+    public var basis: ForecastRecord.Basis
+
+    public init(mode: MigrationMode, port: MemoryPort? = nil, basis: ForecastRecord.Basis) {
+        self.mode = mode
+        self.port = port
+        self.basis = basis
+    }
+}
+
 public struct JobStatus: Codable, Sendable, Equatable {
     public var id: String
     public var direction: JobDirection
@@ -310,6 +325,8 @@ public struct JobStatus: Codable, Sendable, Equatable {
     public var startedAt: Date
     public var endedAt: Date?
     public var maxDowntimeMs: Int
+    /// How the VM goes when nobody has said it; nil: somebody has, or it comes from another host.
+    public var chosen: ChosenWay?
     public var progress: JobProgress
     public var summary: JobSummary?
     public var error: Problem?

@@ -48,24 +48,6 @@ struct DirectSource: ~Copyable {
 
     /// A guest whose dirty pages do not get fewer is scanned this seldom: every scan makes it fault once per page.
     static let steadyRoundMs = 500.0
-    /// What is expected between the gate's opening and the guest's stop.
-    private struct Closing {
-        /// Rounds go on so that little is left; nil: no more rounds.
-        var roundMs: Double?
-        /// Writes of so long are left for the pause.
-        var unsentMs: Double
-
-        init(_ memory: DirectMemory) {
-            switch (memory.qemuSendsPagesToo, memory.drain == nil) {
-            // QEMU sets up and stops the guest in a few milliseconds.
-            case (false, let isFree): (roundMs, unsentMs) = (isFree ? 2 : nil, 8)
-            // It takes it some 200 ms: every round makes the guest fault again, so there are fewer.
-            case (true, true): (roundMs, unsentMs) = (10, 25)
-            case (true, false): (roundMs, unsentMs) = (nil, 250)
-            }
-        }
-    }
-
     init(
         _ memory: DirectMemory, _ lanes: [LaneQueue], _ counters: [LaneCounters], own: LaneCounters,
         _ control: ControlOutlet, _ orders: DirectOrders, _ progress: RoundCounters, _ options: FlowOptions,
@@ -90,7 +72,7 @@ struct DirectSource: ~Copyable {
         brake = options.brake
         looks = RoundLooks(memory.tracker, brake)
         room = options.holdsHotPages ? HoldRoom() : nil
-        closing = Closing(memory)
+        closing = .of(memory)
         gate = SwitchGate(
             maxDowntimeMs: options.maxDowntimeMs, ladder: options.ladder, fixedMs: options.fixedDowntimeMs,
             history: options.history)
@@ -143,16 +125,17 @@ struct DirectSource: ~Copyable {
             // What does not get less by another round is fetched.
             let decision = isOpen ? .wait : pull == .rest && !isShrinking ? .handOver : gate.decide(sample)
             if case .slowDown(let share) = decision { slowDown(share) }
-            if decision == .open, gate.needsHardStop(sample) { slowDown(Brake.hardest) }
             note(decision, gate.shortfall(sample))
             if decision == .refuse { return }
             lastReady = max(rounds.readyCount, 1)
+            if decision == .open, case .throughRound = sample.standing { letStand() }
             // What is written again and again is not sent once more before it is fetched.
             if decision == .handOver && pull != .rest { rounds.putBack() } else { try sendReady(untilDue: isOpen) }
             waitForLanes()
             if decision == .open || decision == .handOver {
                 isOpen = true
                 handsOver = handsOver || decision == .handOver
+                if !handsOver, case .afterRound = sample.standing { letStand() }
                 report(.converged(predictedDowntimeMs: handsOver ? gate.fixedMs : predictedMs))
             }
             // A guest that stands still half the time is not let wait.
@@ -187,6 +170,12 @@ struct DirectSource: ~Copyable {
             // It runs on as fast as it did, and the gate takes the next rung.
             brake?.release()
         }
+    }
+
+    /// Until QEMU has stopped the guest.
+    private func letStand() {
+        // Where it fails the guest runs on, and the last round is longer.
+        do { try brake?.stand() } catch { brake?.release() }
     }
 
     // MARK: What travels
@@ -344,25 +333,30 @@ struct DirectSource: ~Copyable {
     private mutating func sample(pagesPerS: Double) -> GateSample {
         let flow = flowSample()
         let link = max(Double(flow.linkBytesPerS), 1)
-        let pageBytes = Double(Limits.pageBytes)
         var sample = GateSample()
         sample.elapsedMs = looks.elapsedMs
         sample.round = Int(progress.round.now)
         sample.linkBytesPerS = link
         sample.ratio = ratio.take(wireBytes: flow.literalBytes, pages: flow.dataPages)
-        sample.noticeMs = closing.unsentMs
         sample.canSlowDown = brake.map { $0.failure == nil } ?? false
         if !sample.canSlowDown { gate.cannotSlowDown() }
-        let sendMs = Double(rounds.readyCount) * pageBytes * sample.ratio / link * 1000
-        let spanMs = sendMs + closing.unsentMs
-        // A long round says too little of a short one, so the curve is asked first.
-        let expected = gate.expectedPages(inMs: spanMs) ?? pagesPerS * spanMs / 1000
-        let written = min(expected, Double(layout.pageCount))
-        sample.remainingBytes = (written + Double(rounds.heldCount)) * pageBytes
-        sample.doubtBytes = written * gate.doubt * pageBytes
-        sample.dirtyBytesPerS = pagesPerS * pageBytes
+        sample.expectStop(
+            gate, closing, readyPages: Double(rounds.readyCount), heldPages: Double(rounds.heldCount),
+            pagesMax: Double(layout.pageCount), pagesPerS: pagesPerS)
+        sample.dirtyBytesPerS = pagesPerS * Double(Limits.pageBytes)
         sample.unconfirmedBytes = 0
         sample.savedBytes = .infinity
         return sample
+    }
+}
+
+extension Closing {
+    fileprivate static func of(_ memory: DirectMemory) -> Closing {
+        switch (memory.qemuSendsPagesToo, memory.drain == nil) {
+        case (false, let isFree): Closing(roundMs: isFree ? Self.direct.roundMs : nil, noticeMs: Self.direct.noticeMs)
+        // It takes QEMU some 200 ms: every round makes the guest fault again, so there are fewer.
+        case (true, true): Closing(roundMs: 10, noticeMs: 25)
+        case (true, false): Closing(roundMs: nil, noticeMs: 250)
+        }
     }
 }

@@ -1,3 +1,5 @@
+internal import ApusSystem
+
 /// What may be done about a guest that writes more than the link carries within the allowed pause, the mildest first.
 ///
 /// ```
@@ -29,7 +31,7 @@ public struct Ladder: Sendable, Equatable {
     /// From the decision to the guest running there, generously.
     static let switchMs = 1_000.0
     /// Shares of the time that vCPUs may be made to stand still.
-    static let shares = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98]
+    static let shares = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, Brake.hardest]
 }
 
 /// What keeps a guest from being moved, in numbers.
@@ -63,5 +65,17 @@ extension WorkingSet {
             left = next
         }
         return nil
+    }
+
+    /// What is left of `pages` when rounds, each at least `roundMs` long, have gone on for `ms`, and were then cut short.
+    func left(of pages: Double, pageMs: Double, forMs ms: Double, roundMs: Double, running: Double) -> Double {
+        var (left, restMs) = (pages, ms)
+        while restMs > 0 {
+            let spanMs = max(left * pageMs, roundMs)
+            if spanMs >= restMs { return max(left - restMs / pageMs, 0) + dirtied(inMs: restMs * running) }
+            left = dirtied(inMs: spanMs * running)
+            restMs -= spanMs
+        }
+        return left
     }
 }

@@ -1,3 +1,6 @@
+internal import ApusMemory
+internal import ApusSystem
+
 /// What the switch gate decides from; one sample every few tens of milliseconds.
 public struct GateSample: Sendable, Equatable {
     public var elapsedMs: Double = 0
@@ -7,6 +10,8 @@ public struct GateSample: Sendable, Equatable {
     public var remainingBytes: Double = 0
     /// What may come to it if the guest writes more than it is expected to: two standard deviations.
     public var doubtBytes: Double = 0
+    /// What rounds between the gate's opening and the guest's stop will probably take of `remainingBytes`.
+    public var closedBytes: Double = 0
     /// Guest memory dirtied per second, in bytes, as it was seen in the last round.
     public var dirtyBytesPerS: Double = 0
     /// Milliseconds since this round began.
@@ -19,11 +24,68 @@ public struct GateSample: Sendable, Equatable {
     public var unconfirmedBytes: Double = 0
     /// Wire bytes that plain QEMU would have sent beyond ours so far.
     public var savedBytes: Double = 0
-    /// Between the decision and the guest's stop; it goes on writing.
+    /// Between the end of this round and the guest's stop; it goes on writing.
     public var noticeMs: Double = 0
+    /// When the guest is to stand still, so that its pause has begun before it is stopped.
+    public var standing = Standing.no
+    /// Guest memory that does not travel before the stop, in bytes; a part of `remainingBytes`.
+    public var heldBytes: Double = 0
     /// The vCPUs can be slowed down.
     public var canSlowDown = false
     public init() {}
+
+    public enum Standing: Sendable, Equatable {
+        case no
+        /// From the end of this round until it is stopped.
+        case afterRound(ms: Double)
+        /// While this round travels, too.
+        case throughRound(ms: Double)
+
+        public var ms: Double {
+            switch self {
+            case .no: 0
+            case .afterRound(let ms), .throughRound(let ms): ms
+            }
+        }
+    }
+}
+
+extension GateSample {
+    /// What will be left when this round's pages are out and QEMU has stopped the guest. Link and ratio must be known.
+    ///
+    /// - Parameters:
+    ///   - heldPages: pages that do not travel before the stop.
+    ///   - pagesPerS: what it wrote of late, for a gate that knows no curve.
+    mutating func expectStop(
+        _ gate: SwitchGate, _ closing: Closing, readyPages: Double, heldPages: Double, pagesMax: Double,
+        pagesPerS: Double
+    ) {
+        let pageBytes = Double(Limits.pageBytes)
+        let pageMs = pageBytes * ratio / max(linkBytesPerS, 1) * 1000
+        let sendMs = readyPages * pageMs
+        let stands = canSlowDown && gate.letsStand(noticeMs: closing.noticeMs, pageMs: pageMs)
+        noticeMs = closing.noticeMs
+        // QEMU waits for the vCPUs when it stops them.
+        let stopMs = noticeMs + Brake.periodMs / 2
+        standing = stands ? .afterRound(ms: stopMs) : .no
+        let spanMs = stands ? sendMs : sendMs + noticeMs
+        // A long round says too little of a short one, so the curve is asked first.
+        let written = min(gate.expectedPages(inMs: spanMs) ?? pagesPerS * spanMs / 1000, pagesMax)
+        heldBytes = heldPages * pageBytes
+        remainingBytes = written * pageBytes + heldBytes
+        doubtBytes = written * gate.doubt * pageBytes
+        // This round's pages are known; what a busy guest writes meanwhile is not, and is hardly less. One that was slowed down
+        // may be late with its work, and writes as fast as it can whenever it runs.
+        let worstMs = written * (1 + gate.doubt) * pageMs + standing.ms
+        if canSlowDown, gate.mayStand, gate.slowed > 0 || sendMs + stopMs < worstMs {
+            standing = .throughRound(ms: sendMs + stopMs)
+        }
+        guard case .no = standing, let roundMs = closing.roundMs, let curve = gate.curve else { return }
+        let left = curve.left(
+            of: gate.expectedPages(inMs: sendMs) ?? written, pageMs: pageMs, forMs: noticeMs, roundMs: roundMs,
+            running: 1 - gate.slowed)
+        closedBytes = max(written - left, 0) * pageBytes
+    }
 }
 
 public struct GateForecast: Sendable, Equatable {
@@ -62,9 +124,13 @@ public struct SwitchGate: Sendable {
     }
 
     /// Loading the device state, hand-over and resume: what a stop costs with nothing left to send.
-    public static let fixedMs = 15.0
+    public static let fixedMs = 10.0
     /// Wire bytes of the device state of an ordinary VM.
-    public static let deviceBytes = 300_000.0
+    public static let deviceBytes = 150_000.0
+    /// A stop with nothing left to send.
+    static func leastMs(fixedMs: Double, linkBytesPerS: Double) -> Double {
+        fixedMs + deviceBytes / max(linkBytesPerS, 1) * 1000
+    }
     /// A round is worth its bytes if it begins with less than this share of the lowest before it.
     public static let shrink = 0.7
     /// A pause so short that waiting for a shorter one is not worth a round.
@@ -94,15 +160,16 @@ public struct SwitchGate: Sendable {
     /// - Parameters:
     ///   - fixedMs: what stops of this VM were seen to cost with nothing left to send.
     ///   - history: what was seen of it before; see ``WorkingSetHistory/asPrior(times:)``.
+    ///   - curve: of a guest that is known; nil: that of the history.
     public init(
         maxDowntimeMs: Double, ladder: Ladder = Ladder(), fixedMs: Double = SwitchGate.fixedMs,
-        history: WorkingSetHistory = WorkingSetHistory()
+        history: WorkingSetHistory = WorkingSetHistory(), curve: WorkingSet? = nil
     ) {
         self.maxDowntimeMs = maxDowntimeMs
         self.ladder = ladder
         self.fixedMs = fixedMs
         self.history = history
-        curve = history.curve
+        self.curve = curve ?? history.curve
     }
 
     // MARK: What is expected
@@ -130,27 +197,42 @@ public struct SwitchGate: Sendable {
 
     public func forecast(_ sample: GateSample) -> GateForecast {
         let link = max(sample.linkBytesPerS, 1)
-        // Stopping takes QEMU up to 100 ms to notice; meanwhile the round goes on and the guest dirties on.
-        let dirtied = sample.dirtyBytesPerS * sample.roundMs / 1000
-        let pages = (sample.remainingBytes + dirtied) * sample.ratio
-        let stopBytes = pages + sample.unconfirmedBytes + Self.deviceBytes
+        let pageBytes = pageBytes(sample)
         let net = link / max(sample.ratio, 1e-6) - sample.dirtyBytesPerS
-        let downtimeMs = stopBytes / link * 1000 + fixedMs
+        let remainingMs = net > 0 ? sample.remainingBytes / net * 1000 + fixedMs : nil
+        func pauseMs(_ bytes: Double) -> Double { bytes / link * 1000 + fixedMs + sample.standing.ms }
+        if case .throughRound = sample.standing {
+            let stopBytes = sample.heldBytes * sample.ratio + sample.unconfirmedBytes + Self.deviceBytes
+            let downtimeMs = pauseMs(stopBytes)
+            return GateForecast(
+                downtimeMs: downtimeMs, worstMs: downtimeMs + Brake.periodMs, stopBytes: stopBytes,
+                remainingMs: remainingMs)
+        }
+        let stopBytes = pageBytes + Self.deviceBytes
         return GateForecast(
-            downtimeMs: downtimeMs, worstMs: downtimeMs + sample.doubtBytes * sample.ratio / link * 1000,
-            stopBytes: stopBytes, remainingMs: net > 0 ? sample.remainingBytes / net * 1000 + fixedMs : nil)
+            downtimeMs: pauseMs(stopBytes - sample.closedBytes * sample.ratio),
+            worstMs: pauseMs(stopBytes + sample.doubtBytes * sample.ratio), stopBytes: stopBytes,
+            remainingMs: remainingMs)
     }
 
-    /// A guest that has been seen to write so fast that the time until QEMU has stopped it would cost much of the pause: it is
-    /// to stand still nearly all that time. One that is slow is not, for then QEMU stops it later.
-    public func needsHardStop(_ sample: GateSample) -> Bool {
-        guard ladder.slowsDown, sample.canSlowDown else { return false }
-        let fastest = history.looks.lazy.map { $0.pages / $0.spanMs }.max() ?? 0
-        let burstMs = fastest * Self.stopNoticeMs * 4096 * sample.ratio / max(sample.linkBytesPerS, 1) * 1000
-        return slowed > 0 || burstMs > 0.25 * (maxDowntimeMs - fixedMs)
+    /// Wire bytes of pages that are left after this round.
+    private func pageBytes(_ sample: GateSample) -> Double {
+        // Stopping takes QEMU up to 100 ms to notice; meanwhile the round goes on and the guest dirties on.
+        let dirtied = sample.dirtyBytesPerS * sample.roundMs / 1000
+        return (sample.remainingBytes + dirtied) * sample.ratio + sample.unconfirmedBytes
     }
-    /// On a busy host it takes QEMU so long to stop a guest.
-    private static let stopNoticeMs = 100.0
+
+    /// A guest that writes more until QEMU has stopped it than the link carries meanwhile is to stand still from the end of
+    /// this round on: that is the shorter pause.
+    ///
+    /// - Parameters:
+    ///   - noticeMs: so long it takes QEMU.
+    ///   - pageMs: the link's time for a page.
+    public func letsStand(noticeMs: Double, pageMs: Double) -> Bool {
+        guard mayStand, let pages = expectedPages(inMs: noticeMs) else { return false }
+        return pages * pageMs > noticeMs
+    }
+    var mayStand: Bool { ladder.slowsDown }
 
     /// What it would take.
     public func shortfall(_ sample: GateSample) -> Shortfall {
@@ -183,13 +265,13 @@ public struct SwitchGate: Sendable {
         let forecast = forecast(sample)
         guard !isOpen, forecast.worstMs <= maxDowntimeMs else { return climb(sample) }
         hopelessSinceMs = nil
-        if isWorthWaiting(sample, forecast) { return .wait }
+        if isWorthWaiting(sample) { return .wait }
         isOpen = true
         return .open
     }
 
-    private mutating func isWorthWaiting(_ sample: GateSample, _ forecast: GateForecast) -> Bool {
-        let pageBytes = forecast.stopBytes - Self.deviceBytes
+    private mutating func isWorthWaiting(_ sample: GateSample) -> Bool {
+        let pageBytes = pageBytes(sample)
         let pagesMs = pageBytes / max(sample.linkBytesPerS, 1) * 1000
         guard pagesMs > Self.goodEnoughMs, pageBytes < sample.savedBytes, !isLate(sample) else { return false }
         let trend = history.trend

@@ -28,6 +28,9 @@ struct ProgressLine {
         var fields = ["\(percent) %"]
         fields.append(job.phase == .switching ? "switching over" : "round \(max(1, progress.round))")
         fields.append(Units.rate(progress.rateBytesPerS))
+        if let way = job.chosen, way.basis != .firstPass {
+            fields.append("\(way.mode.rawValue) by \(way.basis.rawValue)")
+        }
         fields.append("\(Units.bytes(progress.memoryRemainingBytes)) left")
         if progress.round > 1 || progress.dirtyRateBytesPerS > 0 {
             fields.append("dirty \(Units.rate(progress.dirtyRateBytesPerS))")

@@ -120,7 +120,7 @@ public actor Migrations {
                 advice: "Put parts of it into a file and use -readconfig.")
         }
         return MigrationOffer(
-            vm: migration.request.vm, definition: definition,
+            vm: await migration.request.vm, definition: definition,
             ramBytes: machine.definition.ramBytes, qemuVersion: machine.definition.qemuVersion,
             guestRunning: await migration.session.guestRunning,
             options: [
@@ -245,7 +245,7 @@ public actor Migrations {
                     link, job,
                     SessionProblem(
                         "destination-is-source",
-                        "This agent has \(migration.request.vm) already; it is the one that sends it.",
+                        "This agent has \(await migration.request.vm) already; it is the one that sends it.",
                         advice: "Name another agent's address."))
             }
             migration.adopt(link, first: envelope.message)

@@ -87,11 +87,28 @@ extension OutgoingMigration {
 
     /// Its time is over.
     func passDeadline() {
-        guard request.limitS == request.deadlineS, session.state == .transferring, let shortfall = monitor.shortfall
-        else {
-            return post(.deadlinePassed)
-        }
+        guard request.limitS == request.deadlineS, session.state == .transferring else { return post(.deadlinePassed) }
+        if monitor.round <= 1 { return post(.localFailed(tooSlow())) }
+        guard let shortfall = monitor.shortfall else { return post(.deadlinePassed) }
         post(.localFailed(tooBusy(shortfall)))
+    }
+
+    /// Not even the first pass was over.
+    private func tooSlow() -> SessionProblem {
+        let progress = status.progress
+        func megabytes(_ bytes: UInt64) -> String { String(format: "%.0f MB", Double(bytes) / 1e6) }
+        let leftS = Double(progress.memoryRemainingBytes) / max(progress.rateBytesPerS, 1)
+        let needed = Int(((progress.elapsedMs / 1000 + leftS) * 1.2).rounded(.up))
+        let mayMove = request.allows(.postcopy, services.config.migrate)
+        let ways = [
+            "give it \(needed) s or more (--deadline)", mayMove ? nil : "allow postcopy (--allow)",
+            request.bandwidthMBps == nil ? "use a faster link" : "allow it more of the link (--bandwidth)",
+        ].compactMap(\.self)
+        return SessionProblem(
+            "deadline-too-near",
+            "\(request.vm)'s memory did not travel once before its deadline of \(Self.seconds((request.deadlineS ?? 0) * 1000)): "
+                + "\(megabytes(progress.memoryRemainingBytes)) were left, at \(String(format: "%.1f", progress.rateBytesPerS / 1e6)) MB/s.",
+            advice: "It runs on here. To move it, \(ways.joined(separator: ", or ")).")
     }
 
     private func tooBusy(_ shortfall: Shortfall) -> SessionProblem {

@@ -41,6 +41,7 @@ extension OutgoingMigration {
             guard request.port != .direct else { throw Self.portNotPossible(machine.name, "\(error)") }
             status.notes.append("\(machine.name) goes by the stream port. \(error)")
             canHandOver = false
+            dropChoice("It needs the direct port.")
             return nil
         }
     }
@@ -89,6 +90,9 @@ extension OutgoingMigration {
     }
 
     func agree(on terms: TransferTerms) async {
+        if terms.pulls != true || !terms.direct {
+            dropChoice(terms.reason ?? "The destination's agent does not know it.")
+        }
         if pull.isDemanded, terms.pulls != true, let mode = request.mode {
             let why = terms.reason ?? "The destination's agent does not know it."
             return post(.localFailed(SessionProblem(Self.pullNotPossible(request.vm, mode, why))))

@@ -20,7 +20,8 @@ actor OutgoingMigration {
     let services: SessionServices
     /// nil: its QEMU is gone, or a restarted agent has not reached its monitor yet.
     private(set) var machine: Machine?
-    let request: MigrateRequest
+    /// Without a mode, that is chosen before anything is done.
+    var request: MigrateRequest
     let peer: Endpoint
     let token = Token.random()
     let logger: Logger
@@ -327,6 +328,7 @@ actor OutgoingMigration {
             switch event.kind {
             case .stop:
                 if transfer != nil && !drainStops.takeOne() {
+                    marks.stands = transfer?.brake?.standsSince
                     transfer?.brake?.release()
                     post(.qemuStopped)
                 }

@@ -6,6 +6,8 @@ import ApusSystem
 /// Moments of the switch-over, for the summary.
 struct SwitchMarks: Sendable {
     var gateOpened: Instant?
+    /// Since when its vCPUs stood still, before it was stopped.
+    var stands: Instant?
     var stopped: Instant?
     var prepared: Instant?
     var committed: Instant?
@@ -25,22 +27,27 @@ struct SwitchMarks: Sendable {
     var qemuDowntimeMs: Double?
     var rounds: Int?
 
-    /// From STOP to RESUME. The way back of the last message is taken off: half of what its round trip took beyond the
-    /// destination's own time.
+    /// Of the guest that was stopped, or stood still already.
+    private var paused: Instant? { stands ?? stopped }
+
+    /// From STOP, or when its vCPUs stood still before it, to RESUME. The way back of the last message is taken off: half of
+    /// what its round trip took beyond the destination's own time.
     var downtimeMs: Double? {
-        guard let stopped, let committed, let running else { return nil }
+        guard let paused, let committed, let running else { return nil }
         let resume = resumeMs ?? 0
         let way = max(0, running.ms(since: committed) - resume) / 2
-        return committed.ms(since: stopped) + way + resume
+        return committed.ms(since: paused) + way + resume
     }
 
     var parts: [DowntimePart] {
         guard let stopped, let prepared, let committed, let running else { return [] }
         return [
+            stands.map { DowntimePart(name: "vCPUs held until QEMU stops", ms: stopped.ms(since: $0)) },
             DowntimePart(name: "last pages, device state and load", ms: prepared.ms(since: stopped)),
             DowntimePart(name: "hand-over by QEMU and commit", ms: committed.ms(since: prepared)),
-            DowntimePart(name: "resume", ms: (downtimeMs ?? running.ms(since: stopped)) - committed.ms(since: stopped)),
-        ]
+            DowntimePart(
+                name: "resume", ms: (downtimeMs ?? running.ms(since: stopped)) - committed.ms(since: paused ?? stopped)),
+        ].compactMap(\.self)
     }
 }
 

@@ -26,13 +26,16 @@ final class RecentPlans: Sendable {
 
     /// What was said of this way; nil: nothing, of late.
     func option(vm: String, host: String, maxDowntimeMs: Int, port: MemoryPort, mode: MigrationMode) -> PlanOption? {
-        let plan = plans.read { plans in
+        latest(vm: vm, host: host, maxDowntimeMs: maxDowntimeMs)?.options.first { $0.port == port && $0.mode == mode }
+    }
+
+    func latest(vm: String, host: String, maxDowntimeMs: Int) -> PlanReport? {
+        plans.read { plans in
             plans.last { plan in
                 plan.vm == vm && plan.host == host && plan.maxDowntimeMs == maxDowntimeMs
                     && -plan.takenAt.timeIntervalSinceNow < Self.validS
             }
         }
-        return plan?.options.first { $0.port == port && $0.mode == mode }
     }
 }
 
@@ -53,6 +56,7 @@ extension OutgoingMigration {
         // What was learnt must not keep the gate shut for ever.
         let fixedMsMax = max(SwitchGate.fixedMs, Double(request.maxDowntimeMs) / 4)
         prior.fixedDowntimeMs = prior.fixedDowntimeMs.map { min($0, fixedMsMax) }
+        chooseMode()
         monitor = ProgressMonitor(
             Self.gate(request, services.config.migrate, prior, guestRunning: session.guestRunning),
             movesWhenFlat: Self.movesWhenFlat(request, guestRunning: session.guestRunning))

@@ -11,7 +11,7 @@ import Foundation
 /// ```
 ///   link probe     LinkProbe       bytes per second, round trip
 ///   pages          MemorySample    zeros, bytes of the others on the wire
-///   writing        WriteWatch      direct port: looks of 50 to 800 ms -> WorkingSet
+///   writing        WriteWatch      direct port: looks of 25 ms to 1.4 s -> WorkingSet, and what the written pages are like
 ///                  QEMU's own measurement, 1 s and 2 s, where RAM cannot be watched
 ///   memory of it   VMHistory       what its stops and starts cost before, and pages that were sent again
 ///                        `--> Forecast.band for each way that the VM can go
@@ -68,10 +68,12 @@ struct Planner {
         var history = WorkingSetHistory()
         do {
             let access = try DirectAccess(await DirectAccess.examine(machine))
-            let watch = try await watch(machine, access, seconds: request.seconds)
+            let watch = try await watch(machine, access, seconds: request.seconds, linkBytesPerS: link.bytesPerS)
             history = watch.history
-            let lines = watch.changedShare.map { $0 * first + Self.lineHeadBytes }
-            ways.append((.direct, min(first, lines ?? first)))
+            // What it writes need not be like the rest.
+            let whole = watch.written.map { $0.bytesPerSeenPage + Self.pageHeadBytes } ?? first
+            let lines = watch.changedShare.map { $0 * whole + Self.lineHeadBytes }
+            ways.append((.direct, min(whole, lines ?? whole)))
         } catch let obstacle as DirectAccess.Obstacle {
             notes.append("It cannot go by the direct port. \(obstacle)")
             history = try await Self.askQemu(machine)
@@ -92,7 +94,7 @@ struct Planner {
                     againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
                     maxDowntimeMs: Double(request.maxDowntimeMs),
                     fixedDowntimeMs: known.fixedDowntimeMs ?? SwitchGate.fixedMs,
-                    prepareMs: known.prepareMs ?? Self.prepareMs))
+                    prepareMs: known.prepareMs ?? Self.prepareMs, closing: way.port == .direct ? .direct : .stream))
         }.sorted { $0.rank < $1.rank }
         return PlanReport(
             vm: request.vm, host: request.host, takenAt: Date(), maxDowntimeMs: request.maxDowntimeMs,
@@ -107,13 +109,15 @@ struct Planner {
         return try Layout(infos.filter { $0.usedBytes > 0 }.map { ($0.name, $0.usedBytes) })
     }
 
-    private func watch(_ machine: Machine, _ access: DirectAccess, seconds: Double) async throws -> WriteWatch {
+    private func watch(
+        _ machine: Machine, _ access: DirectAccess, seconds: Double, linkBytesPerS: Double
+    ) async throws -> WriteWatch {
         let journal = DirectAccess.journalPath(runDirectory: machine.runDirectory)
         await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
         let pid = machine.pid
         return try await offPool("apus-watch") {
             let memory = try access.attach(pid: pid, journal: journal, drain: nil)
-            let watch = Result { try WriteWatch.take(memory, seconds: seconds) }
+            let watch = Result { try WriteWatch.take(memory, seconds: seconds, linkBytesPerS: linkBytesPerS) }
             try memory.detach()
             return try watch.get()
         }
@@ -143,9 +147,10 @@ struct Planner {
     private static func options(_ port: MemoryPort, _ input: ForecastInput) -> [PlanOption] {
         let plain = option(port, .dsm, input, Forecast.rounds)
         var all = [plain]
-        if let share = Forecast.leastShare(input) {
-            var option = option(port, .dsm, input) { Forecast.slowed($0, by: share) }
-            (option.ending, option.slowedTo) = (.slowed, 1 - share)
+        let slowed = Forecast.move(input, slowsDown: true)
+        if plain.ending == .tooBusy, slowed.ending != .tooBusy {
+            var option = option(port, .dsm, input) { Forecast.move($0, slowsDown: true) }
+            (option.ending, option.slowedTo) = (.slowed, 1 - slowed.slowedBy)
             all.append(option)
         }
         guard port == .direct else { return all }

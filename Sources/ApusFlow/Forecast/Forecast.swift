@@ -13,11 +13,13 @@ public struct ForecastInput: Sendable, Equatable, Codable {
     public var fixedDowntimeMs: Double
     /// Before the first byte: the destination's QEMU starts, the agents agree.
     public var prepareMs: Double
+    /// How QEMU comes to stop the guest.
+    public var closing: Closing
 
     public init(
         pages: Double, firstBytesPerPage: Double, againBytesPerPage: Double, linkBytesPerS: Double,
         workingSet: WorkingSet, maxDowntimeMs: Double, fixedDowntimeMs: Double = SwitchGate.fixedMs,
-        prepareMs: Double = 0
+        prepareMs: Double = 0, closing: Closing = .direct
     ) {
         self.pages = pages
         self.firstBytesPerPage = firstBytesPerPage
@@ -27,7 +29,21 @@ public struct ForecastInput: Sendable, Equatable, Codable {
         self.maxDowntimeMs = maxDowntimeMs
         self.fixedDowntimeMs = fixedDowntimeMs
         self.prepareMs = prepareMs
+        self.closing = closing
     }
+}
+
+/// What lies between the gate's opening and the guest's stop.
+public struct Closing: Sendable, Equatable, Codable {
+    /// Rounds go on so that little is left, at least so long each; nil: no more rounds.
+    public var roundMs: Double?
+    /// How long it is likely to take QEMU.
+    public var noticeMs: Double
+
+    /// QEMU sets up its migration, sends its small blocks and stops the guest.
+    public static let direct = Closing(roundMs: 2, noticeMs: 8)
+    /// QEMU compares what is left with its limit every 100 ms.
+    public static let stream = Closing(roundMs: nil, noticeMs: 50)
 }
 
 /// What becomes of a migration, before it is made.
@@ -49,96 +65,39 @@ public struct Forecast: Sendable, Equatable, Codable {
     public var totalMs: Double
     /// Of `tooBusy`: the pause it would take.
     public var downtimeMs: Double
+    /// The share of the time that the vCPUs are made to stand still at last.
+    public var slowedBy = 0.0
 }
 
 extension Forecast {
-    /// The rounds that a source makes, one after the other, against the curve instead of a guest.
-    public static func rounds(_ input: ForecastInput) -> Forecast {
-        let wireBytes = input.pages * input.firstBytesPerPage
-        let roundMs = wireBytes / max(input.linkBytesPerS, 1) * 1000
-        return rounds(
-            input,
-            after: Forecast(
-                ending: .tooBusy, rounds: 1, wireBytes: wireBytes, totalMs: input.prepareMs + roundMs,
-                downtimeMs: roundMs))
-    }
-
-    /// - Parameter before: what was done up to a round that took its `downtimeMs`.
-    private static func rounds(_ input: ForecastInput, after before: Forecast) -> Forecast {
-        let pageMs = input.againBytesPerPage / max(input.linkBytesPerS, 1) * 1000
-        var (wireBytes, roundMs, totalMs) = (before.wireBytes, before.downtimeMs, before.totalMs)
-        var lowest = Double.infinity
-        for round in before.rounds..<before.rounds + roundsMax {
-            let left = min(input.workingSet.dirtied(inMs: roundMs), input.pages)
-            let leftMs = left * pageMs
-            let downtimeMs = leftMs + input.fixedDowntimeMs
-            let isShrinking = left < SwitchGate.shrink * lowest
-            let isEnough = leftMs <= SwitchGate.goodEnoughMs
-            lowest = min(lowest, left)
-            if isEnough || !isShrinking {
-                let fits = downtimeMs <= input.maxDowntimeMs
-                return Forecast(
-                    ending: isEnough && fits ? .converges : fits ? .fits : .tooBusy, rounds: round + 1,
-                    wireBytes: wireBytes + left * input.againBytesPerPage, totalMs: totalMs + downtimeMs,
-                    downtimeMs: downtimeMs)
-            }
-            wireBytes += left * input.againBytesPerPage
-            roundMs = leftMs
-            totalMs += leftMs
-        }
-        preconditionFailure("each round is shorter than the one before by a share, so they end")
-    }
-
-    /// A guest that is too busy is slowed down when its rounds have stopped getting shorter; from then on they do.
-    public static func slowed(_ input: ForecastInput, by share: Double) -> Forecast {
-        var before = rounds(input)
-        guard before.ending == .tooBusy else { return before }
-        // What would have been the pause is one more round.
-        before.totalMs -= input.fixedDowntimeMs
-        before.downtimeMs -= input.fixedDowntimeMs
-        return rounds(input.slowed(by: share), after: before)
-    }
+    /// Nothing is done about a guest that is too busy.
+    public static func rounds(_ input: ForecastInput) -> Forecast { move(input, slowsDown: false) }
 
     /// What becomes of a migration without a mode.
     ///
     /// - Parameter slowsDown: a guest that is too busy may be slowed down.
     public static func move(_ input: ForecastInput, slowsDown: Bool) -> Forecast {
-        leastShare(input).map { slowsDown ? slowed(input, by: $0) : rounds(input) } ?? rounds(input)
+        ForetoldRounds(input, slowsDown: slowsDown).run()
     }
-
-    /// 0.7 to the power of this is less than a page of any guest.
-    private static let roundsMax = 256
 
     /// Rounds as long as each is much shorter than the one before; then the guest moves, and what is left follows.
     public static func hybrid(_ input: ForecastInput) -> Forecast {
-        var forecast = rounds(input)
-        let leftMs = forecast.downtimeMs - input.fixedDowntimeMs
-        (forecast.ending, forecast.downtimeMs) = (following(input), input.fixedDowntimeMs)
-        // The rest travels whole: nobody at the destination has the old content of a page that is missing.
-        let growth = input.againBytesPerPage > 0 ? input.firstBytesPerPage / input.againBytesPerPage : 1
-        let linkBytesPerMs = max(input.linkBytesPerS, 1) / 1000
-        forecast.wireBytes += leftMs * (growth - 1) * linkBytesPerMs
-        forecast.totalMs += leftMs * (growth - 1)
+        var forecast = ForetoldRounds(input, slowsDown: false, movesWhenFlat: true).run()
+        forecast.ending = following(input)
         return forecast
     }
 
     /// The guest moves at once, every page follows it.
     public static func postcopy(_ input: ForecastInput) -> Forecast {
         let wireBytes = input.pages * input.firstBytesPerPage
-        let totalMs = input.prepareMs + input.fixedDowntimeMs + wireBytes / max(input.linkBytesPerS, 1) * 1000
+        let pauseMs = SwitchGate.leastMs(fixedMs: input.fixedDowntimeMs, linkBytesPerS: input.linkBytesPerS)
         return Forecast(
-            ending: following(input), rounds: 1, wireBytes: wireBytes, totalMs: totalMs,
-            downtimeMs: input.fixedDowntimeMs)
+            ending: following(input), rounds: 1, wireBytes: wireBytes,
+            totalMs: input.prepareMs + pauseMs + wireBytes / max(input.linkBytesPerS, 1) * 1000, downtimeMs: pauseMs)
     }
 
     private static func following(_ input: ForecastInput) -> Ending {
         input.fixedDowntimeMs <= input.maxDowntimeMs ? .follows : .tooBusy
-    }
-
-    /// The least share of the time that the vCPUs must stand still for the rounds to end; nil: none is needed, or none helps.
-    public static func leastShare(_ input: ForecastInput) -> Double? {
-        guard rounds(input).ending == .tooBusy else { return nil }
-        return Ladder.shares.first { slowed(input, by: $0).ending != .tooBusy }
     }
 
     /// The forecast for the curve, and for guests that write less or more than it by two standard deviations.
@@ -153,15 +112,5 @@ extension Forecast {
         }
         let spread = min(2 * input.workingSet.spread, 0.9)
         return (scaled(1 - spread), forecast(input), scaled(1 + spread))
-    }
-}
-
-extension ForecastInput {
-    /// The same guest, standing still for a share of the time.
-    func slowed(by share: Double) -> ForecastInput {
-        var slowed = self
-        slowed.workingSet.refillMs /= 1 - share
-        slowed.workingSet.driftPagesPerMs *= 1 - share
-        return slowed
     }
 }

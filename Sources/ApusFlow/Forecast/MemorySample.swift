@@ -6,6 +6,8 @@ internal import ApusSystem
 public struct MemorySample: Sendable, Equatable {
     public var pages: Int
     public var zeroPages: Int
+    /// Share of the memory that its file has not: zero, and not looked at.
+    public var holeShare = 0.0
     /// Wire bytes of a page that is not zero, in the codec that a lane would choose for the link.
     public var bytesPerPage: Double
     public init(pages: Int, zeroPages: Int, bytesPerPage: Double) {
@@ -13,7 +15,10 @@ public struct MemorySample: Sendable, Equatable {
         self.zeroPages = zeroPages
         self.bytesPerPage = bytesPerPage
     }
-    public var zeroShare: Double { pages > 0 ? Double(zeroPages) / Double(pages) : 0 }
+    public var zeroShare: Double { holeShare + (1 - holeShare) * seenZeroShare }
+    private var seenZeroShare: Double { pages > 0 ? Double(zeroPages) / Double(pages) : 0 }
+    /// Wire bytes of any of the pages that were looked at, zeros among them.
+    public var bytesPerSeenPage: Double { bytesPerPage * (1 - seenZeroShare) }
 }
 
 extension MemorySample {
@@ -29,25 +34,54 @@ extension MemorySample {
     public static func take(
         _ layout: Layout, _ ports: [BlockPort], linkBytesPerS: Double
     ) throws -> MemorySample? {
-        let reader = GuestReader(layout, ports)
-        let runs = chooseRuns(layout, reader.readable)
-        guard !runs.isEmpty else { return nil }
+        let data = try dataRuns(layout, ports)
+        let pages = data.reduce(0) { $0 + $1.count }
+        guard var sample = try take(data, GuestReader(layout, ports), linkBytesPerS: linkBytesPerS) else { return nil }
+        let readable = zip(layout.blocks, ports).reduce(0) { $0 + ($1.1.isReadable ? Int($1.0.pageCount) : 0) }
+        sample.holeShare = 1 - Double(pages) / Double(max(readable, 1))
+        return sample
+    }
+
+    /// - Parameter data: runs of readable pages, ascending.
+    static func take(
+        _ data: [(first: PageNumber, count: Int)], _ reader: GuestReader, linkBytesPerS: Double
+    ) throws -> MemorySample? {
+        let all = data.flatMap { run in
+            stride(from: 0, to: run.count, by: runPages).map {
+                (first: run.first + PageNumber($0), count: min(runPages, run.count - $0))
+            }
+        }
+        guard !all.isEmpty else { return nil }
         var sampler = PageSampler(linkBytesPerS: linkBytesPerS)
-        for run in runs { try sampler.add(run.first, count: run.count, reader) }
+        // The codecs are tried on pages from everywhere, as all that is counted then.
+        for run in spread(all, PageSampler.trialPages / runPages) + spread(all, pagesMax / runPages) {
+            try sampler.add(run.first, count: run.count, reader)
+        }
         return sampler.finish()
     }
 
-    /// Random runs of readable pages, ascending, each at most once.
-    private static func chooseRuns(_ layout: Layout, _ readable: PageRanges) -> [(first: PageNumber, count: Int)] {
-        var all: [(first: PageNumber, count: Int)] = []
-        for block in layout.blocks where block.pageCount > 0 && readable.contains(block.firstPage) {
-            let end = block.firstPage + block.pageCount
-            for first in stride(from: block.firstPage, to: end, by: runPages) {
-                all.append((first, Int(min(PageNumber(runPages), end - first))))
-            }
-        }
-        return all.shuffled().prefix(pagesMax / runPages).sorted { $0.first < $1.first }
+    /// So many of them at most, from the middle of as many equal parts.
+    private static func spread<Run>(_ all: [Run], _ count: Int) -> [Run] {
+        guard all.count > count else { return all }
+        let step = Double(all.count) / Double(count)
+        return (0..<count).map { all[min(Int((Double($0) + 0.5) * step), all.count - 1)] }
     }
+
+    /// What the files have; of memory in no file, all.
+    private static func dataRuns(
+        _ layout: Layout, _ ports: [BlockPort]
+    ) throws -> [(first: PageNumber, count: Int)] {
+        var all = try layout.dataRuns(ports.map(\.window))
+        for (block, port) in zip(layout.blocks, ports) where port.isReadable && port.window == nil {
+            if block.pageCount > 0 { all.append((block.firstPage, Int(block.pageCount))) }
+        }
+        return all.sorted { $0.first < $1.first }
+    }
+}
+
+extension BlockPort {
+    fileprivate var window: GuestWindow? { if case .mapped(let window) = self { window } else { nil } }
+    fileprivate var isReadable: Bool { if case .stream = self { false } else { true } }
 }
 
 /// Encodes pages as a lane would, and counts what is left of them.
@@ -56,6 +90,8 @@ private struct PageSampler: ~Copyable {
     private static let trials: [CodecChoice] = [
         .zstd(level: 1), .zstd(level: 1), .lz4, .lz4, .zstd(level: 3), .zstd(level: 3),
     ]
+
+    static let trialPages = trials.count * Limits.batchPages
 
     private let linkBytesPerNs: Double
     private var batch = Batch()
@@ -107,6 +143,10 @@ private struct PageSampler: ~Copyable {
         let result = encoder.encode(&batch, choice)
         let tookNs = Instant.now().ms(since: began) * 1e6
         let pages = result.rawPages + result.squeezedPages
+        // What was on trial counts as long as there is nothing better.
+        if trial == nil && !isChosen {
+            (sample.pages, sample.zeroPages, bytes, dataPages, isChosen) = (0, 0, 0, 0, true)
+        }
         sample.pages += pages + result.zeroPages
         sample.zeroPages += result.zeroPages
         batch.reset()
@@ -116,8 +156,6 @@ private struct PageSampler: ~Copyable {
         if trial == .zstd(level: 1) { chooser.probed(ratio: ratio) }
         if trialsDone % 2 == 1 || trial == nil { chooser.measured(choice, nsPerByte: tookNs / whole, ratio: ratio) }
         if trial != nil { trialsDone += 1 }
-        // A codec on trial counts as long as there is nothing better.
-        if trial == nil && !isChosen { (bytes, dataPages, isChosen) = (0, 0, true) }
         bytes += left
         dataPages += pages
     }

@@ -35,6 +35,17 @@ public struct WorkingSet: Sendable, Equatable, Codable {
         guard ms > 0 else { return 0 }
         return setPages * (1 - exponential(-ms / refillMs)) + driftPagesPerMs * ms
     }
+
+    /// The mean of ``dirtied(inMs:)`` over all times from one to another.
+    public func meanDirtied(inMs span: ClosedRange<Double>) -> Double {
+        /// Its integral from zero on.
+        func area(_ ms: Double) -> Double {
+            setPages * (ms - refillMs * (1 - exponential(-ms / refillMs))) + driftPagesPerMs * ms * ms / 2
+        }
+        let lengthMs = span.upperBound - span.lowerBound
+        guard lengthMs > 1e-6 * span.upperBound else { return dirtied(inMs: span.upperBound) }
+        return (area(span.upperBound) - area(span.lowerBound)) / lengthMs
+    }
 }
 
 /// What was seen of a guest's writing, of late. A pure value; one look at a time is added.
@@ -131,19 +142,21 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
         var (plain, drifting): (Fit?, Fit?)
         var refillMs = shortest / 4
         // A set that refills more slowly than this cannot be told from a drift.
-        while refillMs <= longest * 2 {
+        while refillMs <= longest * 4 {
             let sums = curveSums(refillMs: refillMs)
             plain = [plain, sums.plain].compactMap { $0 }.min { $0.error < $1.error }
             drifting = [drifting, sums.drifting].compactMap { $0 }.min { $0.error < $1.error }
             refillMs *= Self.refillStep
         }
         guard let plain, let drifting else { return nil }
-        let isBetter = drifting.error < Self.driftGain * plain.error && plain.set.spread > Self.chance
+        let isExact = drifting.error < Self.exactGain * plain.error
+        let isBetter = drifting.error < Self.driftGain * plain.error && plain.set.spread > Self.chance || isExact
         return isBetter ? drifting.set : plain.set
     }
 
     private static let refillStep = 1.05
     private static let driftGain = 0.5
+    private static let exactGain = 0.02
     /// Looks at a guest that writes at random differ by this much anyway.
     private static let chance = 0.04
 

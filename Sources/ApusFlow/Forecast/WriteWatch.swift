@@ -7,39 +7,61 @@ public struct WriteWatch: Sendable {
     /// Share of a page, written twice, that had changed in between, by lines of 128 bytes; nil: no page was seen twice.
     public var changedShare: Double?
 
-    /// Lengths of the looks, from long to short and back: what a guest writes in 1 s says little of 50 ms.
-    public static let spansMs: [Double] = [50, 100, 200, 400, 800, 400, 200, 100, 50]
+    /// The pages that it wrote, as they are; nil: none.
+    public var written: MemorySample?
+
+    /// Shares of the time after which what was written is protected again: what is written twice is seen only so.
+    public static let parts = [0.15, 0.15, 0.7]
+    /// Looks in between: the first of them, and the growth from each to the next.
+    static let firstLookMs = 25.0
+    static let lookGrowth = 1.6
     /// Pages that are kept to be compared.
     private static let comparedMax = 256
     private static let lineBytes = 128
 
-    /// Watches a guest for `seconds`, in looks of several lengths. Blocks; the guest runs on, a little slower for every
-    /// page that it writes anew after a look.
-    public static func take(_ memory: DirectMemory, seconds: Double) throws -> WriteWatch {
-        let usualMs = spansMs.reduce(0, +)
-        var watch = WriteWatch(history: WorkingSetHistory(), changedShare: nil)
+    /// Watches a guest for `seconds`. Blocks; the guest runs on, a little slower for every page that it writes anew after a
+    /// part. Looks in between count only.
+    public static func take(_ memory: DirectMemory, seconds: Double, linkBytesPerS: Double) throws -> WriteWatch {
+        var watch = WriteWatch(history: WorkingSetHistory())
         var comparison = Comparison()
         // What was written since the tracker came belongs to no look.
         try memory.tracker.takeWritten { _, _, _ in }
         let began = Instant.now()
-        var last = began
-        for spanMs in spansMs {
-            pause(ms: max(0, spanMs * seconds * 1000 / usualMs - Instant.now().ms(since: last)))
+        for part in parts {
+            let since = Instant.now()
+            let partMs = part * seconds * 1000
+            var lookMs = firstLookMs
+            while lookMs * lookGrowth < partMs {
+                pause(ms: max(0, lookMs - Instant.now().ms(since: since)))
+                let now = Instant.now()
+                watch.add(
+                    pages: Double(try memory.tracker.writtenBytes()) / Double(Limits.pageBytes), since, now, began)
+                lookMs = max(lookMs * lookGrowth, Instant.now().ms(since: since))
+            }
+            pause(ms: max(0, partMs - Instant.now().ms(since: since)))
             let now = Instant.now()
             var pages = 0.0
             var written: [Run] = []
             try memory.tracker.takeWritten { area, offset, byteCount in
                 pages += Double(byteCount / UInt64(Limits.pageBytes))
-                if written.count < comparedMax * 4 {
-                    written.append(Run(area: area, offset: offset, byteCount: byteCount))
-                }
+                written.append(Run(area: area, offset: offset, byteCount: byteCount))
             }
-            watch.history.add(.init(endMs: now.ms(since: began), spanMs: now.ms(since: last), pages: pages))
-            last = now
+            watch.add(pages: pages, since, now, began)
             comparison.look(memory, written)
+            let runs = written.map { run in
+                let first = memory.layout.blocks[run.area].firstPage + PageNumber(run.offset / UInt64(Limits.pageBytes))
+                return (first: first, count: Int(run.byteCount / UInt64(Limits.pageBytes)))
+            }
+            if part == parts.last {
+                watch.written = try MemorySample.take(runs, memory.reader, linkBytesPerS: linkBytesPerS)
+            }
         }
         watch.changedShare = comparison.share
         return watch
+    }
+
+    private mutating func add(pages: Double, _ since: Instant, _ now: Instant, _ began: Instant) {
+        history.add(.init(endMs: now.ms(since: began), spanMs: now.ms(since: since), pages: pages))
     }
 
     private struct Run {
@@ -62,7 +84,8 @@ public struct WriteWatch: Sendable {
         }
 
         mutating func look(_ memory: DirectMemory, _ written: [Run]) {
-            for run in written {
+            // Later ones would be as good.
+            for run in written.prefix(4 * comparedMax) {
                 for offset in stride(from: run.offset, to: run.offset + run.byteCount, by: Limits.pageBytes) {
                     let page = UInt64(run.area) << 52 | offset / UInt64(Limits.pageBytes)
                     let known = slots[page]

@@ -28,7 +28,8 @@ public struct ForecastSweep: Sendable {
             return [
                 outcome.workload, rateName(outcome.rate), outcome.peer,
                 outcome.failure.map { "no end: \($0.prefix(40))" } ?? text(outcome.totalMs, 1000),
-                text(start?.totalMs, 1000), text(outcome.wireBytes.map(Double.init), 1e6), text(start?.wireBytes, 1e6),
+                text(start?.totalMs, 1000), text(outcome.wireBytes.map { Double($0) }, 1e6),
+                text(start?.wireBytes, 1e6),
                 text(outcome.pause?.downtimeMs), text(outcome.reportedDowntimeMs), text(start?.downtimeMs),
                 text(gate?.downtimeMs), "\(outcome.pagesWrong)",
             ]

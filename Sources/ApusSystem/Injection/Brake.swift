@@ -4,18 +4,23 @@ internal import Synchronization
 ///
 /// ```
 ///   set(0.8)   |■■■■■■■■■■■■■■■■    |■■■■■■■■■■■■■■■■    |      ■ in a ptrace stop, at most 40 ms in one piece
+///   stand()    |■■■■■■■■■■■■■■■■■■■ |■■■■■■■■■■■■■■■■■■■ |      nearly all the time: the guest's pause has begun
 /// ```
 ///
 /// The kernel lets threads go when their tracer ends, however it ends: an agent that is killed leaves nobody standing, and
 /// its successor has nothing to put right. The process itself notices nothing, no monitor is asked, no disk is flushed.
 public final class Brake: Sendable {
-    /// The largest share of the time that threads may be stopped.
-    public static let hardest = 0.98
-    /// A stop and the run after it.
-    static let periodMs = 40.0
+    /// The largest share of the time that threads may be stopped, by ``set(_:)`` and by ``stand()``.
+    public static let hardest = 0.96
+    static let standing = 0.98
+    /// A stop and the run after it. On a busy host threads run some milliseconds longer than they should: shorter stops would
+    /// hold back much less.
+    public static let periodMs = 40.0
 
     private struct State: Sendable {
         var share = 0.0
+        /// Since when they have stood nearly all the time.
+        var standsSince: Instant?
         /// For the time being; the share is kept.
         var isHeld = false
         var isOver = false
@@ -24,6 +29,7 @@ public final class Brake: Sendable {
         var failure: InjectionError?
 
         var isStopping: Bool { share > 0 && !isHeld && !isOver }
+        var needsWorker: Bool { worker == nil && share > 0 && !isOver }
     }
 
     private let pid: Int32
@@ -41,22 +47,41 @@ public final class Brake: Sendable {
     public var stoppedNs: UInt64 { stopped.load(ordering: .relaxed) }
     public var share: Double { state.read { $0.share } }
     public var failure: InjectionError? { state.read { $0.failure } }
+    /// Since when the threads have stood still, but for moments; nil: they do not.
+    public var standsSince: Instant? { state.read { $0.failure == nil && !$0.isHeld ? $0.standsSince : nil } }
 
     /// From now on the threads are stopped for this share of the time.
     public func set(_ share: Double) throws(SystemError) {
-        let share = min(max(share, 0), Self.hardest)
         let isNew = state.update { state in
-            state.share = share
-            return state.worker == nil && share > 0 && !state.isOver
+            if state.standsSince == nil { state.share = min(max(share, 0), Self.hardest) }
+            return state.needsWorker
         }
-        guard isNew else { return }
+        if isNew { try begin() }
+    }
+
+    /// Until ``release()`` they stand still.
+    public func stand() throws(SystemError) {
+        let isNew = state.update { state in
+            state.share = Self.standing
+            state.standsSince = state.standsSince ?? Instant.now()
+            return state.needsWorker
+        }
+        if isNew { try begin() }
+    }
+
+    private func begin() throws(SystemError) {
         let worker = try WorkerThread("apus-brake") { [self] in work() }
         state.update { $0.worker = worker }
     }
 
     /// Lets the threads run, and stops them again as before.
     public func hold() { state.update { $0.isHeld = true } }
-    public func goOn() { state.update { $0.isHeld = false } }
+    public func goOn() {
+        state.update { state in
+            state.isHeld = false
+            if state.standsSince != nil { state.standsSince = Instant.now() }
+        }
+    }
 
     /// Lets the threads run, for good. Does not wait; idempotent.
     public func release() { state.update { $0.isOver = true } }

@@ -31,6 +31,7 @@ import Yams
         ("Problem", Samples.problem), ("AgentInfo", Samples.agent), ("RunRequest", Samples.run),
         ("AdoptRequest", Samples.adopt), ("MachineSummary", Samples.machine), ("MigrateRequest", Samples.migrate),
         ("ResolveRequest", Samples.resolve), ("JobStatus", Samples.job(.completed)), ("JobProgress", Samples.progress),
+        ("ChosenWay", ChosenWay(mode: .dsm, port: .direct, basis: .plan)),
         ("JobSummary", Samples.summary), ("DowntimePart", Samples.summary.downtimeParts[0]),
         ("FormCount", Samples.summary.forms[0]), ("LineSummary", Samples.lines), ("PullSummary", Samples.pull),
         ("PrefetchSummary", Samples.prefetch),

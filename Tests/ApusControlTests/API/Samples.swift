@@ -104,7 +104,7 @@ enum Samples {
     }
 
     static func job(_ phase: JobPhase, direction: JobDirection = .outgoing, full: Bool = true) -> JobStatus {
-        JobStatus(
+        var job = JobStatus(
             id: "j1", direction: direction, vm: "web", peer: "b", phase: phase,
             startedAt: Date(timeIntervalSince1970: 1_795_246_200.125),
             endedAt: full ? Date(timeIntervalSince1970: 1_795_246_203.5) : nil, maxDowntimeMs: 300, progress: progress,
@@ -112,5 +112,7 @@ enum Samples {
             error: full
                 ? Problem("peer-silent", "b said nothing for 5 s.", advice: "Look whether its agent runs.") : nil,
             notes: full ? ["The destination's QEMU is 10.0.13."] : [])
+        job.chosen = full ? ChosenWay(mode: .dsm, port: .direct, basis: .plan) : nil
+        return job
     }
 }

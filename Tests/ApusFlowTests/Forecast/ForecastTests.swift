@@ -15,7 +15,7 @@ import Testing
     @Test("a guest slower than the link converges") func converges() {
         let forecast = Forecast.rounds(input(setPages: 16_384, writesPerS: 1500))
         #expect(forecast.ending == .converges)
-        #expect(forecast.rounds >= 3)
+        #expect((2...4).contains(forecast.rounds))
         #expect(forecast.downtimeMs < 20)
         // The first pass alone takes 1.4 s.
         #expect(forecast.totalMs > 1400 && forecast.totalMs < 1600)
@@ -25,30 +25,31 @@ import Testing
         let forecast = Forecast.rounds(input(setPages: 4000, writesPerS: 200_000))
         #expect(forecast.ending == .fits)
         // 4000 pages are 140 ms.
-        #expect(abs(forecast.downtimeMs - 155) < 10)
+        #expect((130...175).contains(forecast.downtimeMs), "\(forecast)")
     }
 
     @Test("one faster than the link, with a large set, does not end, and the pause it would take is told")
     func tooBusy() {
         let forecast = Forecast.rounds(input(setPages: 16_384, writesPerS: 200_000))
         #expect(forecast.ending == .tooBusy)
-        #expect(abs(forecast.downtimeMs - 589) < 20)
+        // What was written before its turn, and not since, costs nothing.
+        #expect((480...580).contains(forecast.downtimeMs), "\(forecast)")
         let patient = Forecast.rounds(input(setPages: 16_384, writesPerS: 200_000, maxDowntimeMs: 700))
         #expect(patient.ending == .fits)
     }
 
-    @Test("such a guest ends when it is slowed down, later and with more bytes than a calm one") func slowed() throws {
+    @Test("such a guest ends when it is slowed down, later and with more bytes than a calm one") func slowed() {
         let busy = input(setPages: 16_384, writesPerS: 85_000)
-        let share = try #require(Forecast.leastShare(busy))
-        #expect((0.3...0.9).contains(share))
         let slowed = Forecast.move(busy, slowsDown: true)
+        #expect((0.3...0.9).contains(slowed.slowedBy), "\(slowed)")
         #expect(slowed.ending != .tooBusy && slowed.downtimeMs <= 300)
         #expect(slowed.totalMs > Forecast.rounds(busy).totalMs && slowed.wireBytes > Forecast.rounds(busy).wireBytes)
         #expect(Forecast.move(busy, slowsDown: false) == Forecast.rounds(busy))
-        #expect(Forecast.leastShare(input(setPages: 16_384, writesPerS: 1500)) == nil)
+        #expect(Forecast.move(input(setPages: 16_384, writesPerS: 1500), slowsDown: true).slowedBy == 0)
         // It moves first, or at once: no pause but the fixed one.
         for following in [Forecast.hybrid(busy), Forecast.postcopy(busy)] {
-            #expect(following.ending == .follows && following.downtimeMs == busy.fixedDowntimeMs)
+            let leastMs = SwitchGate.leastMs(fixedMs: busy.fixedDowntimeMs, linkBytesPerS: busy.linkBytesPerS)
+            #expect(following.ending == .follows && following.downtimeMs == leastMs)
         }
         #expect(Forecast.postcopy(busy).wireBytes < Forecast.hybrid(busy).wireBytes)
     }
@@ -73,5 +74,40 @@ import Testing
             #expect(band.likely.totalMs.isFinite && band.likely.rounds >= 2)
             #expect(band.low.wireBytes <= band.high.wireBytes * 1.7 + 1)
         }
+    }
+
+    /// What real guests did that rewrite hot pages at random, at 200 Mb/s: the first pass as it was, the curve as it must be.
+    private struct Run {
+        var hotMiB: Double
+        var writesPerS: Double
+        var firstMB: Double
+        var wireMB: Double
+    }
+    private static let recorded = [
+        Run(hotMiB: 8, writesPerS: 610, firstMB: 68.6, wireMB: 70.8),
+        Run(hotMiB: 8, writesPerS: 1832, firstMB: 77.6, wireMB: 84.2),
+        Run(hotMiB: 8, writesPerS: 3660, firstMB: 67.6, wireMB: 79.1),
+        Run(hotMiB: 32, writesPerS: 609, firstMB: 90.5, wireMB: 96.7),
+        Run(hotMiB: 32, writesPerS: 1831, firstMB: 90.9, wireMB: 109.1),
+        Run(hotMiB: 32, writesPerS: 3663, firstMB: 105.9, wireMB: 145.2),
+        Run(hotMiB: 96, writesPerS: 610, firstMB: 147.4, wireMB: 156.5),
+        Run(hotMiB: 96, writesPerS: 1831, firstMB: 151.4, wireMB: 183.4),
+        Run(hotMiB: 96, writesPerS: 3662, firstMB: 158.6, wireMB: 245.3),
+    ]
+
+    @Test("bytes of real migrations that converge are foretold", arguments: recorded.indices) func realRuns(
+        _ index: Int
+    ) {
+        let run = Self.recorded[index]
+        let hotPages = run.hotMiB * 256
+        let forecast = Forecast.move(
+            ForecastInput(
+                pages: run.firstMB * 1e6 / 4106, firstBytesPerPage: 4106, againBytesPerPage: 4106,
+                linkBytesPerS: 24.45e6,
+                workingSet: WorkingSet(
+                    setPages: hotPages, refillMs: hotPages / run.writesPerS * 1000, driftPagesPerMs: 0),
+                maxDowntimeMs: 300), slowsDown: true)
+        #expect(forecast.slowedBy == 0)
+        #expect(abs(forecast.wireBytes / 1e6 - run.wireMB) < 0.09 * run.wireMB, "\(forecast) \(run)")
     }
 }
