@@ -31,6 +31,24 @@ extension SnapshotStore {
     public mutating func snapshot(of vm: String, _ key: ContentKey) throws(StoreError) -> Snapshot? {
         let all = try snapshots()
         guard let info = all.first(where: { $0.vm == vm && $0.fingerprint == key.fingerprint }) else { return nil }
+        return try open(info)
+    }
+
+    /// The snapshot of another VM under the same key that was used last and has about as much memory: of a VM from the same
+    /// template, most of it is the same. Nil: there is none.
+    ///
+    /// - Parameter ramBytes: of the VM. A snapshot has a little more, of its firmware.
+    public mutating func snapshot(like vm: String, _ key: ContentKey, ramBytes: UInt64) throws(StoreError) -> Snapshot? {
+        let bytes = ramBytes...ramBytes + ContentLimits.firmwareBytesMax
+        let siblings = try snapshots().filter {
+            $0.vm != vm && $0.fingerprint == key.fingerprint
+                && bytes.contains(UInt64($0.pageCount) * UInt64(Limits.pageBytes))
+        }
+        guard let info = siblings.max(by: { $0.usedNs < $1.usedNs }) else { return nil }
+        return try open(info)
+    }
+
+    private mutating func open(_ info: SnapshotInfo) throws(StoreError) -> Snapshot {
         do throws(SystemError) {
             let file = try Descriptor.open("\(path)/\(info.file)", .read)
             var pages = PageBuffer(byteCount: max(1, Int(info.pageCount)) * 16)
