@@ -61,8 +61,16 @@ import Testing
     @Test func aFreeLinkIsTriedUpwards() {
         var now: UInt64 = 0
         var meter = LinkMeter(nowNs: 0, assumedBytesPerNs: 0.1)
-        for _ in 0..<6 { window(&meter, &now, bytes: 20_000_000, waitedMs: 0) }
+        for _ in 0..<6 { window(&meter, &now, bytes: 200_000_000, waitedMs: 0) }
         #expect(meter.bytesPerNs > 5)
+    }
+
+    /// Whoever has little to send never waits, and learns nothing from it.
+    @Test func aSlowSenderShowsNothing() {
+        var now: UInt64 = 0
+        var meter = LinkMeter(nowNs: 0, assumedBytesPerNs: 0.1)
+        for _ in 0..<20 { window(&meter, &now, bytes: 1_000_000, waitedMs: 0) }
+        #expect(meter.bytesPerNs == 0.1)
     }
 
     @Test func aKnownRateStaysWhileTheSenderIsBusyElsewhere() {

@@ -140,10 +140,14 @@ final class ImageStore: Sendable {
     func snapshot(of vm: String, _ key: ContentKey, ramBytes: UInt64? = nil) throws(StoreError) -> Snapshot? {
         if state.read({ $0.jobs.contains { $0.vm == vm } }) { throw .busy }
         return try open { (store) throws(StoreError) in
-            if let own = try store.snapshot(of: vm, key) { return own }
-            guard let ramBytes else { return nil }
-            return try store.snapshot(like: vm, key, ramBytes: ramBytes)
+            try store.snapshot(of: vm, key, orLike: ramBytes)
         }
+    }
+
+    /// Whose image that would be.
+    func holder(of vm: String, _ key: ContentKey, ramBytes: UInt64) throws(StoreError) -> String? {
+        if state.read({ $0.jobs.contains { $0.vm == vm } }) { throw .busy }
+        return try open { (store) throws(StoreError) in try store.holder(of: vm, key, orLike: ramBytes) }
     }
 
     var writing: [String] { state.read { $0.jobs.map(\.vm) } }

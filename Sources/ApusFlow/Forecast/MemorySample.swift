@@ -1,11 +1,18 @@
 internal import ApusCodec
+public import ApusContent
 public import ApusMemory
-internal import ApusSystem
+public import ApusSystem
+internal import ApusWire
 
 /// What a part of a guest's pages, chosen at random, is like to send.
 public struct MemorySample: Sendable, Equatable {
     public var pages: Int
     public var zeroPages: Int
+    /// Found on disk images, and in what the destination holds.
+    public var diskPages = 0
+    public var snapshotPages = 0
+    /// Made smaller by a codec.
+    public var squeezedPages = 0
     /// Wire bytes of a page that is not zero, in the codec that a lane would choose for the link.
     public var bytesPerPage: Double
     public init(pages: Int, zeroPages: Int, bytesPerPage: Double) {
@@ -13,26 +20,75 @@ public struct MemorySample: Sendable, Equatable {
         self.zeroPages = zeroPages
         self.bytesPerPage = bytesPerPage
     }
-    public var zeroShare: Double { pages > 0 ? Double(zeroPages) / Double(pages) : 0 }
+    public var zeroShare: Double { share(zeroPages) }
+    public func share(_ count: Int) -> Double { pages > 0 ? Double(count) / Double(pages) : 0 }
+
+    /// The same with references: a proof instead of the page.
+    public var bytesPerPageReferred: Double {
+        let (referred, all) = (Double(diskPages + snapshotPages), Double(pages - zeroPages))
+        guard all > 0 else { return bytesPerPage }
+        return (referred * Double(ReferencePayload.entryBytes) + (all - referred) * bytesPerPage) / all
+    }
 }
 
-extension MemorySample {
+/// Where sampled pages need not come from, as far as it is known before a migration.
+public struct SampleReferences: Sendable {
+    public var images: [BlockIndex]
+    public var indexKey: ContentKey
+    /// Pages that the destination holds.
+    public var held: Set<PageNumber> = []
+
+    public init(images: [BlockIndex], indexKey: ContentKey) {
+        self.images = images
+        self.indexKey = indexKey
+    }
+
+    enum Place { case snapshot, disk }
+
+    /// In the order of a lane's look-up.
+    func place(of bytes: RawSpan, _ page: PageNumber) -> Place? {
+        if held.contains(page) { return .snapshot }
+        guard !images.isEmpty else { return nil }
+        let hint = indexKey.hint(of: bytes)
+        return images.contains { $0.block(of: hint) != nil } ? .disk : nil
+    }
+}
+
+/// Pages chosen once, so that the destination can be asked about them before they are counted.
+public struct MemorySampler: Sendable {
     /// Pages that are read: 8 MiB; some tens of milliseconds of CPU time.
     public static let pagesMax = 2048
     /// Neighbours resemble each other, and zstd profits from it as it will in the migration.
     private static let runPages = 16
 
-    /// Blocks; the guest runs on.
-    ///
+    private let reader: GuestReader
+    private let runs: [(first: PageNumber, count: Int)]
+
     /// - Parameter ports: how each block of `layout` can be read; those that only QEMU reaches are left out.
     /// - Returns: nil when none can be read.
-    public static func take(
-        _ layout: Layout, _ ports: [BlockPort], linkBytesPerS: Double
-    ) throws -> MemorySample? {
-        let reader = GuestReader(layout, ports)
-        let runs = chooseRuns(layout, reader.readable)
-        guard !runs.isEmpty else { return nil }
-        var sampler = PageSampler(linkBytesPerS: linkBytesPerS)
+    public init?(_ layout: Layout, _ ports: [BlockPort]) {
+        reader = GuestReader(layout, ports)
+        runs = Self.chooseRuns(layout, reader.readable)
+        if runs.isEmpty { return nil }
+    }
+
+    /// Names of the pages that are not zero. Blocks; the guest runs on.
+    public func hints(_ key: ContentKey) throws(SystemError) -> [PageNumber: UInt64] {
+        var hints: [PageNumber: UInt64] = [:]
+        var room = PageBuffer(byteCount: Self.runPages * Limits.pageBytes)
+        for run in runs {
+            try reader.read(first: run.first, count: run.count, into: &room, at: 0)
+            for page in 0..<run.count {
+                let bytes = room.bytes.extracting(page * Limits.pageBytes..<(page + 1) * Limits.pageBytes)
+                if !bytes.isAllZero { hints[run.first + PageNumber(page)] = key.hint(of: bytes) }
+            }
+        }
+        return hints
+    }
+
+    /// Blocks; the guest runs on.
+    public func take(linkBytesPerS: Double, _ references: SampleReferences? = nil) throws(SystemError) -> MemorySample {
+        var sampler = PageSampler(linkBytesPerS: linkBytesPerS, references)
         for run in runs { try sampler.add(run.first, count: run.count, reader) }
         return sampler.finish()
     }
@@ -69,7 +125,12 @@ private struct PageSampler: ~Copyable {
     /// What is counted was encoded as a lane would have.
     private var isChosen = false
 
-    init(linkBytesPerS: Double) { linkBytesPerNs = linkBytesPerS / 1e9 }
+    private let references: SampleReferences?
+
+    init(linkBytesPerS: Double, _ references: SampleReferences?) {
+        linkBytesPerNs = linkBytesPerS / 1e9
+        self.references = references
+    }
 
     /// A run of pages behind those before it.
     mutating func add(_ first: PageNumber, count: Int, _ reader: GuestReader) throws(SystemError) {
@@ -100,7 +161,36 @@ private struct PageSampler: ~Copyable {
         return sample
     }
 
+    /// Takes out of the batch what can be had elsewhere.
+    private mutating func refer() {
+        guard let references else { return }
+        var room = Limits.batchRecords - batch.recordCount
+        var slots: UInt64 = 0
+        var slot = 0
+        var (onDisk, inSnapshot) = (0, 0)
+        for index in 0..<batch.recordCount where batch.records[index].form != .zero {
+            let record = batch.records[index]
+            for page in record.first..<record.first + PageNumber(record.count) {
+                defer { slot += 1 }
+                let bytes = batch.data.bytes.extracting(slot * Limits.pageBytes..<(slot + 1) * Limits.pageBytes)
+                guard room > 0, !bytes.isAllZero, let place = references.place(of: bytes, page) else { continue }
+                switch place {
+                case .disk: onDisk += 1
+                case .snapshot: inSnapshot += 1
+                }
+                slots |= 1 << UInt64(slot)
+                room -= 1
+            }
+        }
+        batch.remove(slots: slots)
+        sample.diskPages += onDisk
+        sample.snapshotPages += inSnapshot
+        sample.pages += onDisk + inSnapshot
+    }
+
     private mutating func encode() {
+        refer()
+        guard batch.hasRecords() else { return batch.reset() }
         let trial = trialsDone < Self.trials.count ? Self.trials[trialsDone] : nil
         let choice = trial ?? chooser.decide(linkBytesPerNs: linkBytesPerNs)
         let began = Instant.now()
@@ -109,6 +199,7 @@ private struct PageSampler: ~Copyable {
         let pages = result.rawPages + result.squeezedPages
         sample.pages += pages + result.zeroPages
         sample.zeroPages += result.zeroPages
+        sample.squeezedPages += result.squeezedPages
         batch.reset()
         guard pages > 0 else { return }
         let (left, whole) = (result.headBytes + result.rawBytes, Double(pages * Limits.pageBytes))
