@@ -12,8 +12,8 @@ struct BenchIndexing: AsyncParsableCommand {
             length, in turns. Prints the guest's work per second with and without.
             """)
 
-    @Option(help: "Image to index; it is only read. Its content is dropped from the page cache before each turn.") var image:
-        String
+    @Option(help: "Image to index; it is only read. Its content is dropped from the page cache before each turn.")
+    var image: String
     @Option(help: "Pairs of turns.") var turns = 6
     @Option(help: "Seconds of a turn.") var seconds = 4.0
     @Option(help: "MB/s read from the disk at most, as content.indexMBps.") var rate = 200.0
@@ -40,10 +40,11 @@ struct BenchIndexing: AsyncParsableCommand {
             lab.later("console") { await console.close() }
             var alone: [Double] = []
             var beside: [Double] = []
+            let indexerNs = Monitor<UInt64>(0)
             for turn in 0..<turns * 2 {
                 let isIndexing = turn % 2 == 1
                 let ends = Latch()
-                let indexer = isIndexing ? try indexer(lab.path("index-\(turn)"), until: ends) : nil
+                let indexer = isIndexing ? try indexer(lab.path("index-\(turn)"), indexerNs, until: ends) : nil
                 let began = ContinuousClock.now
                 try await Task.sleep(for: .seconds(seconds))
                 let work = console.trace.workPerS(from: began, to: .now)
@@ -56,12 +57,13 @@ struct BenchIndexing: AsyncParsableCommand {
             print(
                 "guest work/s alone \(Int(without.median)) (\(Int(without.least)) to \(Int(without.most))), "
                     + "beside an indexer \(Int(with.median)) (\(Int(with.least)) to \(Int(with.most))): "
-                    + "\(brief((1 - with.median / without.median) * 100)) % less")
+                    + "\(brief((1 - with.median / without.median) * 100)) % less; the indexer took "
+                    + "\(brief(Double(indexerNs.read { $0 }) / 1e7 / seconds / Double(turns))) % of a CPU")
         }
     }
 
     /// As an agent's: it gives way on CPU and disk.
-    private func indexer(_ sidecar: String, until ends: Latch) throws -> WorkerThread {
+    private func indexer(_ sidecar: String, _ cpuNs: Monitor<UInt64>, until ends: Latch) throws -> WorkerThread {
         let file = try Descriptor.open(image, .read)
         _ = posix_fadvise(file.number, 0, 0, POSIX_FADV_DONTNEED)
         let order = IndexOrder(
@@ -74,6 +76,8 @@ struct BenchIndexing: AsyncParsableCommand {
                 _ = try? BlockIndex.open(order) { ends.wait(ms: 0) }
                 try? Folder.remove(sidecar)
             }
+            let spentNs = Instant.threadCPUNs()
+            cpuNs.update { $0 += spentNs }
         }
     }
 }

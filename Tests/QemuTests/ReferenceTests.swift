@@ -87,7 +87,9 @@ extension RealGuests {
                 // Kernel and initrd are as they were.
                 #expect(pages("disk", job) < Self.kernelPages, "\(job)")
                 // The gate closes long before each page of it was tried.
-                let refused = job.notes.compactMap { $0.contains("travelled after all") ? Int($0.prefix { $0 != " " }) : nil }
+                let refused = job.notes.compactMap {
+                    $0.contains("travelled after all") ? Int($0.prefix { $0 != " " }) : nil
+                }
                 #expect(refused.count == 1 && refused[0] < Int(Self.cachePages / 2), "\(job)")
                 #expect(job.notes.contains { $0.contains("left out for a while") }, "\(job)")
                 #expect(job.summary?.repairedPages == 0, "\(job)")

@@ -3,7 +3,6 @@ import ApusFabric
 import ApusFlow
 import ApusMemory
 import ApusQMP
-import ApusQMP
 import ApusSystem
 import Foundation
 

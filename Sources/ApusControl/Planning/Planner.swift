@@ -91,7 +91,8 @@ struct Planner {
             Self.options(
                 way.port,
                 ForecastInput(
-                    pages: Double(layout.pageCount) * (1 - sample.zeroShare), firstBytesPerPage: sample.bytesPerPageReferred + Self.pageHeadBytes,
+                    pages: Double(layout.pageCount) * (1 - sample.zeroShare),
+                    firstBytesPerPage: sample.bytesPerPageReferred + Self.pageHeadBytes,
                     againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
                     maxDowntimeMs: Double(request.maxDowntimeMs),
                     fixedDowntimeMs: known.fixedDowntimeMs ?? SwitchGate.fixedMs,

@@ -31,7 +31,8 @@ enum Samples {
     static let plan = PlanReport(
         vm: "web", host: "b", takenAt: Date(timeIntervalSince1970: 1_795_246_200.125), maxDowntimeMs: 100,
         linkBytesPerS: 117e6, roundTripMs: 0.12, memoryBytes: 1 << 30, zeroShare: 0.61, diskShare: 0.2,
-        snapshotShare: 0.01, squeezedShare: 0.12, bytesPerPage: 1712, workingSetBytes: 33.5e6, writtenBytesPerS: 6.1e6, options: [planOption], notes: ["No page could be read."])
+        snapshotShare: 0.01, squeezedShare: 0.12, bytesPerPage: 1712, workingSetBytes: 33.5e6, writtenBytesPerS: 6.1e6,
+        options: [planOption], notes: ["No page could be read."])
     static let store = StoreReport(
         path: "/var/lib/apus/content/store", byteCount: 310_000_000, bytesMax: 4 << 30,
         images: [StoredImage(vm: "web", memoryBytes: 1 << 30, usedAt: Date(timeIntervalSince1970: 1_795_246_200.125))],

@@ -156,7 +156,8 @@ import Testing
         question.images = [String](repeating: "/disk", count: Limits.images + 1)
         #expect(desk.answer(question) == nil)
         question.images = []
-        question.hints = [PageNumber: UInt64](uniqueKeysWithValues: (0...MemorySampler.pagesMax).map { (PageNumber($0), 1) })
+        question.hints = [PageNumber: UInt64](
+            uniqueKeysWithValues: (0...MemorySampler.pagesMax).map { (PageNumber($0), 1) })
         #expect(desk.answer(question) == nil)
         let off = self.desk {
             $0.content.disks = false
