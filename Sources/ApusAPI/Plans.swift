@@ -8,12 +8,17 @@ public struct PlanRequest: Codable, Sendable, Equatable {
     public var maxDowntimeMs: Int
     /// How long the guest's writing is watched.
     public var seconds: Double
+    /// As in ``MigrateRequest``.
+    public var references: Bool?
 
-    public init(vm: String, host: String, maxDowntimeMs: Int = 300, seconds: Double = 2) {
+    public init(
+        vm: String, host: String, maxDowntimeMs: Int = 300, seconds: Double = 2, references: Bool? = nil
+    ) {
         self.vm = vm
         self.host = host
         self.maxDowntimeMs = maxDowntimeMs
         self.seconds = seconds
+        self.references = references
     }
 }
 
@@ -29,7 +34,12 @@ public struct PlanReport: Codable, Sendable, Equatable {
     /// Guest memory, and the share of it that is zero or was never touched.
     public var memoryBytes: UInt64
     public var zeroShare: Double
-    /// Wire bytes of a page that is not zero.
+    /// Shares of it that the host would read itself: on disks, and in what a VM left there.
+    public var diskShare: Double
+    public var snapshotShare: Double
+    /// The share of it that travels compressed.
+    public var squeezedShare: Double
+    /// Wire bytes of a page that is not zero, references included.
     public var bytesPerPage: Double
     /// Different memory that the guest writes within 10 s, and within 1 s.
     public var workingSetBytes: Double
@@ -41,8 +51,9 @@ public struct PlanReport: Codable, Sendable, Equatable {
 
     public init(
         vm: String, host: String, takenAt: Date, maxDowntimeMs: Int, linkBytesPerS: Double, roundTripMs: Double,
-        memoryBytes: UInt64, zeroShare: Double, bytesPerPage: Double, workingSetBytes: Double,
-        writtenBytesPerS: Double, options: [PlanOption], notes: [String] = []
+        memoryBytes: UInt64, zeroShare: Double, diskShare: Double = 0, snapshotShare: Double = 0,
+        squeezedShare: Double = 0, bytesPerPage: Double, workingSetBytes: Double, writtenBytesPerS: Double,
+        options: [PlanOption], notes: [String] = []
     ) {
         self.vm = vm
         self.host = host
@@ -52,6 +63,9 @@ public struct PlanReport: Codable, Sendable, Equatable {
         self.roundTripMs = roundTripMs
         self.memoryBytes = memoryBytes
         self.zeroShare = zeroShare
+        self.diskShare = diskShare
+        self.snapshotShare = snapshotShare
+        self.squeezedShare = squeezedShare
         self.bytesPerPage = bytesPerPage
         self.workingSetBytes = workingSetBytes
         self.writtenBytesPerS = writtenBytesPerS

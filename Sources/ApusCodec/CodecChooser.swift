@@ -25,29 +25,36 @@ public struct CodecChooser: Sendable {
         }
     }
 
-    /// Raw batches between two probes of whether squeezing would pay by now.
-    public static let probeInterval = 32
+    /// Raw bytes between two probes of whether squeezing would pay by now: few where pages of both kinds take turns, more
+    /// with every probe that was in vain. A probe takes some 20 µs, which is a tenth of sending the least of it at 10 Gb/s.
+    public static let probeBytesMin = 128 << 10
+    public static let probeBytesMax = 2 << 20
+
+    /// A squeezed page costs the receiver, too: near a ratio of 1 it never pays.
+    private static let worthIt = 0.93
 
     // Costs before anything was measured here; ratios start from the first probe.
     private var lz4 = Measure(nsPerByte: 0.6, ratio: 1)
     private var zstd1 = Measure(nsPerByte: 2.2, ratio: 1)
     private var zstd3 = Measure(nsPerByte: 4.0, ratio: 1)
-    private var sinceProbe = CodecChooser.probeInterval
+    private var bytesToProbe = 0
+    private var probeBytes = CodecChooser.probeBytesMin
     public private(set) var choice = CodecChoice.raw
 
     public init() {}
 
-    /// True when the caller should probe the next batch: see ``probed(ratio:)``.
-    public mutating func wantsProbe() -> Bool {
+    /// True when the caller should probe the next batch, of so many bytes: see ``probed(ratio:)``.
+    public mutating func wantsProbe(bytes: Int) -> Bool {
         guard choice == .raw else { return false }
-        sinceProbe += 1
-        guard sinceProbe >= Self.probeInterval else { return false }
-        sinceProbe = 0
-        return true
+        if bytesToProbe <= 0 { return true }
+        bytesToProbe -= bytes
+        return false
     }
 
     /// A few pages were squeezed on trial by zstd level 1; the other codecs' ratios are guessed from it until they run.
     public mutating func probed(ratio: Double) {
+        probeBytes = ratio < Self.worthIt ? Self.probeBytesMin : min(probeBytes * 2, Self.probeBytesMax)
+        bytesToProbe = probeBytes
         zstd1.ratio = ratio
         lz4.ratio = min(1, ratio * 1.35)
         zstd3.ratio = ratio * 0.9
@@ -77,7 +84,6 @@ public struct CodecChooser: Sendable {
         var bestCost = 1 / link
         var currentCost = choice == .raw ? bestCost : .infinity
         func consider(_ candidate: CodecChoice, _ measure: Measure, below ratioMax: Double) {
-            // A squeezed page also costs the receiver; near a ratio of 1 it never pays.
             guard measure.ratio < ratioMax else { return }
             let (squeezing, sending) = (measure.nsPerByte, measure.ratio / link)
             let cost = max(squeezing, sending) + 0.25 * min(squeezing, sending)
@@ -89,9 +95,9 @@ public struct CodecChooser: Sendable {
             }
         }
         consider(.lz4, lz4, below: 0.85)
-        consider(.zstd(level: 1), zstd1, below: 0.93)
+        consider(.zstd(level: 1), zstd1, below: Self.worthIt)
         // What the strong level makes of data is only a guess until it runs: the light one must have gained already.
-        if zstd1.ratio < 0.93 { consider(.zstd(level: 3), zstd3, below: 0.93) }
+        if zstd1.ratio < Self.worthIt { consider(.zstd(level: 3), zstd3, below: Self.worthIt) }
         if best != choice && bestCost < currentCost * 0.9 { choice = best }
         return choice
     }

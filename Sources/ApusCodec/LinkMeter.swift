@@ -10,6 +10,8 @@ public struct LinkMeter: Sendable {
     /// not there costs a megabyte or two, not a whole window of them.
     private static let clearWaitNs: UInt64 = 4_000_000
     private static let clearBytes: UInt64 = 1 << 20
+    /// A lane that sent less than this part of the estimate would not have waited for a link that is just so fast.
+    private static let shownMin = 4.0
     /// Windows after which a faster link is looked for.
     private static let retryWindows = 50
 
@@ -55,7 +57,7 @@ public struct LinkMeter: Sendable {
         } else if !isBusyElsewhere {
             sinceKnown += 1
             if !knownFromWait {
-                if rate > 0 { bytesPerNs = max(bytesPerNs, rate) * 2 }
+                if rate * Self.shownMin > bytesPerNs { bytesPerNs = max(bytesPerNs, rate) * 2 }
             } else if sinceKnown % Self.retryWindows == 0 {
                 bytesPerNs *= 1.5
                 isTryingUpwards = true

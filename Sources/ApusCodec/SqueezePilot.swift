@@ -11,7 +11,7 @@ struct SqueezePilot: ~Copyable, Sendable {
     /// The codec for `body`, given the lane's share of the link.
     mutating func choose(_ body: RawSpan, linkBytesPerNs: Double) -> CodecChoice {
         guard body.byteCount > 0 else { return .raw }
-        if chooser.wantsProbe() {
+        if chooser.wantsProbe(bytes: body.byteCount) {
             let probe = body.extracting(0..<min(body.byteCount, Self.probeBytes))
             let size = ZstdSqueezer.probe(probe, scratch: &scratch)
             chooser.probed(ratio: Double(size) / Double(probe.byteCount))

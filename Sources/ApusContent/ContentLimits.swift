@@ -16,6 +16,8 @@ public enum ContentLimits {
     public static let segmentBytes = 64 << 20
     /// Pages compressed together: 64 KiB squeezes nearly as well as more, and one page is read at the cost of sixteen.
     static let chunkPages = 16
+    /// Of a VM's memory, what is not its RAM: firmware and the memory of devices.
+    static let firmwareBytesMax: UInt64 = 64 << 20
     /// Segments of one store: their numbers have 24 bits where a page's place is kept.
     static let segmentNumberMax: UInt32 = 1 << 24 - 1
     /// Of a segment's pages, what must be in use; with less, they are copied and the segment is given back.

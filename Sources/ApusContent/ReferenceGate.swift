@@ -50,8 +50,9 @@ public struct ReferenceGate: Sendable, Equatable {
         self.refused += refused
         self.readMs += readMs
         let all = self.proved + self.refused
-        guard all >= Self.windowPages else { return }
-        let isStorm = Double(self.refused) > Double(all) * Self.refusedShareMax
+        // Once so many are wrong, those of the window that are missing cannot make it good.
+        let isStorm = Double(self.refused) > Double(max(all, Self.windowPages)) * Self.refusedShareMax
+        guard isStorm || all >= Self.windowPages else { return }
         let isSlow = self.readMs > Double(self.proved) * literalMs
         (self.proved, self.refused, self.readMs) = (0, 0, 0)
         if isStorm || isSlow {

@@ -22,6 +22,8 @@ public struct LinkQuality: Sendable, Equatable {
 ///     | -- stream, stream, ... -> |   for as long as the measurement takes, or up to the limit
 ///     | -- fence ---------------> |
 ///     | <-- credit: bytes so far  |   bytes per second = these bytes / (time until here - round trip)
+///     | -- control: a question -> |   on another connection: what the agent holds, of which this module knows nothing
+///     | <------ control: answer - |
 /// ```
 public enum LinkProbe {
     /// One connection may send no more than this, and no longer; then it is cut.
@@ -60,8 +62,26 @@ public enum LinkProbe {
         return LinkQuality(bytesPerS: Double(received) / tookMs * 1000, roundTripMs: roundTripMs)
     }
 
+    /// Asks the other agent something. Blocks until it has answered, for `secondsMax` at most.
+    ///
+    /// - Throws: `FabricError` `.closed` when it knows no answer.
+    public static func ask(_ endpoint: Endpoint, _ question: [UInt8]) throws(FabricError) -> [UInt8] {
+        var connection = try Connection.dial(endpoint, Hello(role: .probe))
+        let socket = connection.socket
+        defer { socket.shutDown() }
+        try fabric { () throws(SystemError) in
+            try socket.setTimeout(receiveMs: secondsMax * 1000, sendMs: secondsMax * 1000)
+        }
+        try connection.sender.send(.control, question.rawBytes)
+        guard let frame = try connection.receiver.receive() else { throw .closed }
+        guard frame.kind == .control else { throw .frame(.unexpectedKind(frame.kind)) }
+        return connection.receiver.payload.bytesCopied
+    }
+
     /// The other side; returns when the prober has gone. Blocks.
-    public static func answer(_ connection: consuming Connection) {
+    ///
+    /// - Parameter reply: to a question; nil: the connection is cut.
+    public static func answer(_ connection: consuming Connection, _ reply: (_ question: [UInt8]) -> [UInt8]?) {
         let socket = connection.socket
         defer { socket.shutDown() }
         let began = Instant.now()
@@ -80,6 +100,9 @@ public enum LinkProbe {
                     var bytes = credit.mutableBytes
                     bytes.store(littleEndian: received, at: 0)
                     try connection.sender.send(.credit, credit.bytes)
+                case .control:
+                    guard let answer = reply(connection.receiver.payload.bytesCopied) else { return }
+                    try connection.sender.send(.control, answer.rawBytes)
                 default: return
                 }
             }
@@ -108,8 +131,10 @@ public enum LinkProbe {
 /// Answers the probes of other agents, a few at a time.
 public final class ProbeDesk: Sendable {
     private let underWay = Monitor(0)
+    private let reply: @Sendable (_ question: [UInt8]) -> [UInt8]?
 
-    public init() {}
+    /// - Parameter reply: to a question, at most 1 MiB; nil: there is none. Called on the probe's thread.
+    public init(reply: @escaping @Sendable (_ question: [UInt8]) -> [UInt8]? = { _ in nil }) { self.reply = reply }
 
     /// Why a probe is not welcome now; nil: it is.
     public func refusal() -> Refusal? {
@@ -128,7 +153,7 @@ public final class ProbeDesk: Sendable {
         }
         guard hasRoom else { return socket.shutDown() }
         let started = try? WorkerThread("apus-probe") { [self] in
-            if let connection = box.take() { LinkProbe.answer(connection) }
+            if let connection = box.take() { LinkProbe.answer(connection, reply) }
             underWay.update { $0 -= 1 }
         }
         if started == nil { underWay.update { $0 -= 1 } }

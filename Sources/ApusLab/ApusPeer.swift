@@ -30,6 +30,10 @@ public struct ApusPeer: Sendable {
     public enum Prefetch: String, Sendable, CaseIterable { case sweep, near, recorded, trend }
     /// Pages may be referred to on shared disks, and in what the guest left behind: `content` of both agents.
     public var refers = false
+    /// `content.domains` of both agents: trust domains of VMs, by name.
+    public var domains: [String: String] = [:]
+    /// `content.storeMiB` of both agents; nil: the default.
+    public var storeMiB: Int?
     /// `migrate.lineTableMiB` of both agents; nil: no cap.
     public var lineTableMiB: Int?
     public var maxDowntimeMs = 300
@@ -137,7 +141,12 @@ public struct ApusPeer: Sendable {
             isFaithful ? "  sendWhileRecording: false\n" : nil,
         ].compactMap(\.self)
         // A store and an index are measured where they are asked for, and disturb nothing elsewhere.
-        let content = refers ? [] : ["  disks: false\n", "  storeMiB: 0\n"]
+        let domains = domains.map { "    \($0.key): \($0.value)\n" }.sorted()
+        let content =
+            refers
+            ? [storeMiB.map { "  storeMiB: \($0)\n" }, domains.isEmpty ? nil : "  domains:\n" + domains.joined()]
+                .compactMap(\.self)
+            : ["  disks: false\n", "  storeMiB: 0\n"]
         let sections = [("link", link), ("migrate", migrate), ("content", content)].map {
             $1.isEmpty ? "" : "\($0):\n" + $1.joined()
         }

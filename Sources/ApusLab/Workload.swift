@@ -39,6 +39,8 @@ public struct Workload: Sendable, Equatable, Codable {
     public var pageCacheMiB = 0
     /// Where its image is; nil: in the cache folder.
     public var pageCacheImage: String?
+    /// `raw` or `qcow2`.
+    public var pageCacheFormat = "raw"
     /// Image of a read-only virtio disk that the guest reads past its page cache all the time, and QEMU past the host's
     /// (`cache=none`), so that it writes straight into guest memory; see ``DirectDisk``. Not together with `pageCacheMiB`.
     public var directDisk: String?
@@ -64,7 +66,7 @@ public struct Workload: Sendable, Equatable, Codable {
         }
         if let disk {
             words += [
-                "-drive", "if=none,id=disk,file=\(disk.path),format=raw,readonly=on,file.locking=off",
+                "-drive", "if=none,id=disk,file=\(disk.path),format=\(pageCacheFormat),readonly=on,file.locking=off",
                 "-device", "virtio-blk-pci,drive=disk",
             ]
         }

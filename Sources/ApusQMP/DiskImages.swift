@@ -16,7 +16,8 @@ public struct BlockNode: Decodable, Sendable, Equatable {
     }
 }
 
-/// The local files behind a VM's disks, backing chains included: where pages of the guest's cache may be found again.
+/// The local files behind a VM's disks, backing chains included, and those that QEMU loads for it: where pages of the
+/// guest may be found again.
 public struct DiskImages: Sendable, Equatable {
     public struct Refusal: Sendable, Equatable {
         public let file: String
@@ -38,8 +39,10 @@ public struct DiskImages: Sendable, Equatable {
         "nbd", "rbd", "iscsi", "http", "https", "ftp", "ftps", "ssh", "gluster", "nfs", "sheepdog", "quorum",
     ]
 
-    /// - Parameter workingDirectory: QEMU's own, for images that were named relative to it.
-    public init(_ nodes: [BlockNode], workingDirectory: String) {
+    /// - Parameters:
+    ///   - loaded: files that QEMU itself puts into the guest's memory, such as its kernel.
+    ///   - workingDirectory: QEMU's own, for files that were named relative to it.
+    public init(_ nodes: [BlockNode], loaded: [String] = [], workingDirectory: String) {
         let encrypted = Set(nodes.filter(\.isEncrypted).map { Self.path(of: $0.file) })
         var seen: Set<String> = []
         for node in nodes where !Self.layers.contains(node.driver) {
@@ -48,6 +51,10 @@ public struct DiskImages: Sendable, Equatable {
                 refused.append(Refusal(file: file, reason: reason))
                 continue
             }
+            let path = file.hasPrefix("/") ? file : workingDirectory + "/" + file
+            if seen.insert(path).inserted { paths.append(path) }
+        }
+        for file in loaded {
             let path = file.hasPrefix("/") ? file : workingDirectory + "/" + file
             if seen.insert(path).inserted { paths.append(path) }
         }

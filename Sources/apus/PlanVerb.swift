@@ -12,6 +12,7 @@ struct PlanVerb: AsyncParsableCommand {
         String?
     @Option(help: ArgumentHelp("The longest pause you accept, in milliseconds.", valueName: "ms")) var maxDowntime = 300
     @Option(help: ArgumentHelp("How long the VM's writing is watched.", valueName: "s")) var seconds = 2.0
+    @Flag(help: "Count no page as one that the destination reads itself.") var noReferences = false
     @Flag(help: "Instead: how near the forecasts of this agent's migrations came.") var accuracy = false
     @OptionGroup var connection: Connection
 
@@ -30,7 +31,9 @@ struct PlanVerb: AsyncParsableCommand {
                 connection.show(report, Text.details(of: report))
             }
         }
-        let request = PlanRequest(vm: name, host: host, maxDowntimeMs: maxDowntime, seconds: seconds)
+        let request = PlanRequest(
+            vm: name, host: host, maxDowntimeMs: maxDowntime, seconds: seconds,
+            references: noReferences ? false : nil)
         try await connection.run { client in
             let plan: PlanReport = try await client.post("/v1/plans", request)
             connection.show(plan, Text.details(of: plan))
@@ -44,8 +47,9 @@ extension Text {
             ("link", "\(Units.rate(plan.linkBytesPerS)), round trip \(Units.milliseconds(plan.roundTripMs))"),
             (
                 "memory",
-                "\(Units.memory(plan.memoryBytes)), \(percent(plan.zeroShare)) of it zero, "
-                    + "the rest \(Units.decimals(plan.bytesPerPage, 0)) bytes a page on the link"
+                "\(Units.memory(plan.memoryBytes)), \(percent(plan.zeroShare)) of it zero, \(elsewhere(plan))"
+                    + "\(percent(plan.squeezedShare)) compressible; "
+                    + "\(Units.decimals(plan.bytesPerPage, 0)) bytes a page on the link"
             ),
             (
                 "writing",
@@ -61,6 +65,11 @@ extension Text {
         }
         let table = columns([["PORT", "MODE", "TIME", "BYTES", "DOWNTIME", ""]] + rows)
         return ([facts, table, advice(plan)] + plan.notes).joined(separator: "\n")
+    }
+
+    private static func elsewhere(_ plan: PlanReport) -> String {
+        (plan.diskShare > 0 ? "\(percent(plan.diskShare)) on its disks, " : "")
+            + (plan.snapshotShare > 0 ? "\(percent(plan.snapshotShare)) left at the host, " : "")
     }
 
     private static func advice(_ plan: PlanReport) -> String {

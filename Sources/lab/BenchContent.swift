@@ -1,4 +1,5 @@
 import ApusContent
+import ApusLab
 import ApusMemory
 import ApusSystem
 import ArgumentParser
@@ -85,6 +86,18 @@ struct BenchContent: ParsableCommand {
         let loaded = try BlockIndex.open(order, mayBeStale: true)
         tell("index loaded from its sidecar", blocks, began)
         guard let index = loaded?.index else { return }
+        let gib = Double(size) / 1024
+        let sidecarBytes = try Descriptor.open(order.sidecar, .read).byteCount()
+        print(
+            "index of \(size) MiB: \(brief(Double(index.tableBytes) / 1e6 / gib)) MB of memory and "
+                + "\(brief(Double(sidecarBytes) / 1e6 / gib)) MB of sidecar for each GiB of data")
+        Self.fill(&page, blocks)
+        try image.write(page.bytes, at: 0)
+        began = Stopwatch()
+        _ = try BlockIndex.open(order)
+        tell("index refreshed, one block has changed", blocks, began)
+        Self.fill(&page, 0)
+        try image.write(page.bytes, at: 0)
         hints.shuffle()
         began = Stopwatch()
         var found = 0

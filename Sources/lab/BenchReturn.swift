@@ -36,7 +36,8 @@ struct BenchReturn: AsyncParsableCommand {
             for _ in 0..<count {
                 let (job, wireBytes) = try await shuttle.measuredHop()
                 guard let summary = job.summary else { continue }
-                let forms = summary.forms.map { "\($0.form) \($0.pages)" }.joined(separator: ", ")
+                let forms = summary.forms.filter { $0.pages > 0 }
+                    .map { "\($0.form) \($0.pages) (\(brief(Double($0.wireBytes) / 1e6)) MB)" }.joined(separator: ", ")
                 print(
                     "hop \(shuttle.hops): \(brief(summary.totalMs / 1000)) s, \(brief(Double(wireBytes) / 1e6)) MB, "
                         + "pause \(brief(summary.downtimeMs ?? 0)) ms; pages: \(forms)")

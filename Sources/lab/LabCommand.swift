@@ -35,7 +35,8 @@ struct Bench: AsyncParsableCommand {
         abstract: "Measurements beside QEMU itself.",
         subcommands: [
             BenchMigrate.self, BenchLinesSweep.self, BenchForecast.self, BenchSpeed.self, BenchFlow.self,
-            BenchInstall.self, BenchLines.self, BenchContent.self, BenchReturn.self, BenchRender.self,
+            BenchInstall.self, BenchLines.self, BenchContent.self, BenchIndexing.self, BenchReturn.self,
+            BenchRender.self,
         ],
         defaultSubcommand: BenchMigrate.self)
 }

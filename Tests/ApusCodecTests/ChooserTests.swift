@@ -4,7 +4,7 @@ import Testing
 @Suite struct ChooserTests {
     private func choice(ratio: Double, link: Double) -> CodecChoice {
         var chooser = CodecChooser()
-        let wantsProbe = chooser.wantsProbe()
+        let wantsProbe = chooser.wantsProbe(bytes: 4096)
         #expect(wantsProbe)
         chooser.probed(ratio: ratio)
         return chooser.decide(linkBytesPerNs: link)
@@ -36,9 +36,31 @@ import Testing
 
     @Test func probesOnlyNowAndThen() {
         var chooser = CodecChooser()
-        chooser.probed(ratio: 1)
-        let probes = (0..<320).filter { _ in chooser.wantsProbe() }.count
-        #expect(probes == 10)
+        var probes = 0
+        for _ in 0..<320 where chooser.wantsProbe(bytes: 256 << 10) {
+            chooser.probed(ratio: 1)
+            probes += 1
+        }
+        #expect((30...40).contains(probes), "each 2 MiB in the end")
+    }
+
+    /// What squeezes lies among what does not, as next to a disk's pages: few of it may go raw.
+    @Test func whatSqueezesIsSeenSoon() {
+        var chooser = CodecChooser()
+        for turn in 0..<20 {
+            // A trial that gains nothing.
+            chooser.probed(ratio: turn.isMultiple(of: 2) ? 1 : 0.3)
+            if turn.isMultiple(of: 2) { chooser.measured(.zstd(level: 1), nsPerByte: 2, ratio: 1) }
+            _ = chooser.decide(linkBytesPerNs: 0.0625)
+        }
+        for _ in 0..<40 { chooser.measured(.zstd(level: 1), nsPerByte: 2, ratio: 1) }
+        let incompressible = chooser.decide(linkBytesPerNs: 0.0625)
+        #expect(incompressible == .raw)
+        var raw = 0
+        while chooser.decide(linkBytesPerNs: 0.0625) == .raw, raw < 64 << 20 {
+            if chooser.wantsProbe(bytes: 8192) { chooser.probed(ratio: 0.3) } else { raw += 8192 }
+        }
+        #expect(raw <= CodecChooser.probeBytesMin)
     }
 }
 
@@ -61,8 +83,16 @@ import Testing
     @Test func aFreeLinkIsTriedUpwards() {
         var now: UInt64 = 0
         var meter = LinkMeter(nowNs: 0, assumedBytesPerNs: 0.1)
-        for _ in 0..<6 { window(&meter, &now, bytes: 20_000_000, waitedMs: 0) }
+        for _ in 0..<6 { window(&meter, &now, bytes: 200_000_000, waitedMs: 0) }
         #expect(meter.bytesPerNs > 5)
+    }
+
+    /// Whoever has little to send never waits, and learns nothing from it.
+    @Test func aSlowSenderShowsNothing() {
+        var now: UInt64 = 0
+        var meter = LinkMeter(nowNs: 0, assumedBytesPerNs: 0.1)
+        for _ in 0..<20 { window(&meter, &now, bytes: 1_000_000, waitedMs: 0) }
+        #expect(meter.bytesPerNs == 0.1)
     }
 
     @Test func aKnownRateStaysWhileTheSenderIsBusyElsewhere() {

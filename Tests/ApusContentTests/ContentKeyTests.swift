@@ -106,6 +106,17 @@ import Testing
         #expect(gate.closures > 5)
     }
 
+    /// A quarter of a window is enough to know.
+    @Test func aStormIsSeenBeforeTheWindowIsFull() {
+        var gate = ReferenceGate()
+        var tried = 0
+        while gate.isOpen {
+            gate.answered(proved: 0, refused: 64, readMs: 0, literalMs: 0.1)
+            tried += 64
+        }
+        #expect(tried == 320)
+    }
+
     @Test func itOpensAgainAndForgets() {
         var gate = ReferenceGate()
         answer(&gate, refused: 1024, readMsPerPage: 0)

@@ -180,6 +180,7 @@ private struct IndexBuilder: ~Copyable {
     ) throws(SystemError) -> Bool {
         var content = PageBuffer(byteCount: ContentLimits.extentBytes)
         let began = Instant.now()
+        var idle = IdlePace()
         var fromDisk = 0
         for extent in plan.extents where last.map({ extent > $0 }) ?? true {
             if isCancelled() { return false }
@@ -191,6 +192,7 @@ private struct IndexBuilder: ~Copyable {
             hints.fill(extent, content.bytes.extracting(0..<read.byteCount), order.key)
             take()
             try part.append(hints)
+            idle.giveWay()
             fromDisk += read.fromDisk
             if let bytesPerS = order.bytesPerS {
                 let aheadMs = Double(fromDisk) / bytesPerS * 1000 - Instant.now().ms(since: began)

@@ -27,10 +27,37 @@ public final class Snapshot: Sendable {
 }
 
 extension SnapshotStore {
-    /// The snapshot of a VM; it is now the one used last. Nil: there is none under this key.
-    public mutating func snapshot(of vm: String, _ key: ContentKey) throws(StoreError) -> Snapshot? {
-        let all = try snapshots()
-        guard let info = all.first(where: { $0.vm == vm && $0.fingerprint == key.fingerprint }) else { return nil }
+    /// The snapshot of a VM, else of one like it: the one used last of those under the same key with about as much memory.
+    /// Of a VM from the same template, most is the same. It is now the one used last. Nil: there is none.
+    ///
+    /// - Parameter ramBytes: of the VM; nil: only its own will do.
+    public mutating func snapshot(
+        of vm: String, _ key: ContentKey, orLike ramBytes: UInt64? = nil
+    ) throws(StoreError) -> Snapshot? {
+        guard let info = try info(of: vm, key, orLike: ramBytes) else { return nil }
+        return try open(info)
+    }
+
+    /// Whose snapshot that would be.
+    public func holder(of vm: String, _ key: ContentKey, orLike ramBytes: UInt64?) throws(StoreError) -> String? {
+        try info(of: vm, key, orLike: ramBytes)?.vm
+    }
+
+    private func info(
+        of vm: String, _ key: ContentKey, orLike ramBytes: UInt64?
+    ) throws(StoreError) -> SnapshotInfo? {
+        let all = try snapshots().filter { $0.fingerprint == key.fingerprint }
+        if let own = all.first(where: { $0.vm == vm }) { return own }
+        guard let ramBytes else { return nil }
+        // A snapshot has a little more, of its firmware.
+        let like = all.filter {
+            let bytes = UInt64($0.pageCount) * UInt64(Limits.pageBytes)
+            return bytes >= ramBytes && bytes - ramBytes <= ContentLimits.firmwareBytesMax
+        }
+        return like.max { $0.usedNs < $1.usedNs }
+    }
+
+    private mutating func open(_ info: SnapshotInfo) throws(StoreError) -> Snapshot {
         do throws(SystemError) {
             let file = try Descriptor.open("\(path)/\(info.file)", .read)
             var pages = PageBuffer(byteCount: max(1, Int(info.pageCount)) * 16)

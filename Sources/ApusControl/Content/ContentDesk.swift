@@ -213,6 +213,8 @@ extension Machine {
     func diskImages() async -> DiskImages? {
         guard let nodes = try? await qmp.execute(.queryNamedBlockNodes) else { return nil }
         let directory = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/\(pid)/cwd")
-        return DiskImages(nodes, workingDirectory: directory ?? "/")
+        // QEMU puts both into the guest's memory at whole pages.
+        let loaded = (try? QemuCommandLine(definition.command))?.values(of: "kernel", "initrd") ?? []
+        return DiskImages(nodes, loaded: loaded, workingDirectory: directory ?? "/")
     }
 }

@@ -133,12 +133,21 @@ final class ImageStore: Sendable {
 
     // MARK: Using
 
-    /// The image of a VM that is here; nil: there is none.
+    /// The image of a VM that is here, else of one like it; nil: there is none.
     ///
+    /// - Parameter ramBytes: of the VM; nil: only its own.
     /// - Throws: `StoreError`; also while it is being written.
-    func snapshot(of vm: String, _ key: ContentKey) throws(StoreError) -> Snapshot? {
+    func snapshot(of vm: String, _ key: ContentKey, ramBytes: UInt64? = nil) throws(StoreError) -> Snapshot? {
         if state.read({ $0.jobs.contains { $0.vm == vm } }) { throw .busy }
-        return try open { (store) throws(StoreError) in try store.snapshot(of: vm, key) }
+        return try open { (store) throws(StoreError) in
+            try store.snapshot(of: vm, key, orLike: ramBytes)
+        }
+    }
+
+    /// Whose image that would be.
+    func holder(of vm: String, _ key: ContentKey, ramBytes: UInt64) throws(StoreError) -> String? {
+        if state.read({ $0.jobs.contains { $0.vm == vm } }) { throw .busy }
+        return try open { (store) throws(StoreError) in try store.holder(of: vm, key, orLike: ramBytes) }
     }
 
     var writing: [String] { state.read { $0.jobs.map(\.vm) } }

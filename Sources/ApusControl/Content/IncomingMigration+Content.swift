@@ -26,8 +26,11 @@ extension IncomingMigration {
         let images = await openImages(wanted.images, machine, &terms)
         var snapshot: Snapshot?
         do {
-            let vm = vm
-            snapshot = try await offPool("apus-snapshot") { try desk.store?.snapshot(of: vm, key) }
+            let (vm, ramBytes) = (vm, machine.definition.ramBytes)
+            snapshot = try await offPool("apus-snapshot") { try desk.store?.snapshot(of: vm, key, ramBytes: ramBytes) }
+            if let found = snapshot, found.vm != vm {
+                terms.notes.append("Pages are looked for in the memory image of \(found.vm), for \(vm) left none.")
+            }
             if let found = snapshot, found.pageCount > PageNumber(Limits.snapshotPages) {
                 terms.notes.append("The memory image of \(vm) is not used: it is too large.")
                 snapshot = nil

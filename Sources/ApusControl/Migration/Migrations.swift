@@ -100,7 +100,7 @@ public actor Migrations {
 
     /// Says what would become of a migration. The VM is taken while it is looked at.
     public func plan(_ request: PlanRequest) async throws -> PlanReport {
-        let plan = try await Planner(machines: machines, store: store, config: config)
+        let plan = try await Planner(machines: machines, store: store, config: config, content: content)
             .plan(request, peer: endpoint(of: request.host))
         plans.keep(plan)
         return plan
@@ -143,7 +143,7 @@ public actor Migrations {
         linkPort = port
         try await restore()
         let lanes = self.lanes
-        let probes = ProbeDesk()
+        let probes = ProbeDesk { [content] in content.reply(to: $0) }
         do throws(SystemError) {
             let reception = try Reception(
                 endpoint,

@@ -10,7 +10,7 @@ import Foundation
 ///
 /// ```
 ///   link probe     LinkProbe       bytes per second, round trip
-///   pages          MemorySample    zeros, bytes of the others on the wire
+///   pages          MemorySampler   zeros, what the destination reads itself, bytes of the others on the wire
 ///   writing        WriteWatch      direct port: looks of 25 ms to 1.4 s -> WorkingSet, and what the written pages are like
 ///                  QEMU's own measurement, 1 s and 2 s, where RAM cannot be watched
 ///   memory of it   VMHistory       what its stops and starts cost before, and pages that were sent again
@@ -20,6 +20,7 @@ struct Planner {
     let machines: Machines
     let store: Store
     let config: AgentConfig
+    let content: ContentDesk
 
     static let secondsRange = 0.5...60
     /// Until the first page is sent, of a VM that was never moved: the other QEMU starts. As measured (medians of 71 and
@@ -57,13 +58,15 @@ struct Planner {
         let memory = await MachineMemory.Locator(machine)
         let layout = try await Self.layout(of: machine)
         let ports = layout.blocks.map { memory.port(of: $0) }
-        let pages = try await offPool("apus-sample") {
-            try MemorySample.take(layout, ports, linkBytesPerS: link.bytesPerS)
-        }
-        if pages == nil {
+        var sample = MemorySample(pages: 0, zeroPages: 0, bytesPerPage: Double(Limits.pageBytes))
+        if let sampler = try MemorySampler(layout, ports) {
+            let references =
+                request.references ?? true
+                ? try await content.survey(machine, sampler, peer, host: request.host, &notes) : nil
+            sample = try await offPool("apus-sample") { try sampler.take(linkBytesPerS: link.bytesPerS, references) }
+        } else {
             notes.append("No page could be read past QEMU: all are taken for pages that do not compress.")
         }
-        let sample = pages ?? MemorySample(pages: 0, zeroPages: 0, bytesPerPage: Double(Limits.pageBytes))
         let first = sample.bytesPerPage + Self.pageHeadBytes
         var history = WorkingSetHistory()
         do {
@@ -90,7 +93,8 @@ struct Planner {
             Self.options(
                 way.port,
                 ForecastInput(
-                    pages: Double(layout.pageCount) * (1 - sample.zeroShare), firstBytesPerPage: first,
+                    pages: Double(layout.pageCount) * (1 - sample.zeroShare),
+                    firstBytesPerPage: sample.bytesPerPageReferred + Self.pageHeadBytes,
                     againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
                     maxDowntimeMs: Double(request.maxDowntimeMs),
                     fixedDowntimeMs: known.fixedDowntimeMs ?? SwitchGate.fixedMs,
@@ -99,7 +103,9 @@ struct Planner {
         return PlanReport(
             vm: request.vm, host: request.host, takenAt: Date(), maxDowntimeMs: request.maxDowntimeMs,
             linkBytesPerS: link.bytesPerS, roundTripMs: link.roundTripMs, memoryBytes: layout.byteCount,
-            zeroShare: sample.zeroShare, bytesPerPage: sample.bytesPerPage,
+            zeroShare: sample.zeroShare, diskShare: sample.share(sample.diskPages),
+            snapshotShare: sample.share(sample.snapshotPages), squeezedShare: sample.share(sample.squeezedPages),
+            bytesPerPage: sample.bytesPerPageReferred,
             workingSetBytes: workingSet.dirtied(inMs: 10_000) * Double(Limits.pageBytes),
             writtenBytesPerS: workingSet.dirtied(inMs: 1000) * Double(Limits.pageBytes), options: options, notes: notes)
     }

@@ -1,6 +1,8 @@
 internal import ApusCodec
+public import ApusContent
 public import ApusMemory
-internal import ApusSystem
+public import ApusSystem
+internal import ApusWire
 
 /// What a part of a guest's pages, chosen at random, is like to send.
 public struct MemorySample: Sendable, Equatable {
@@ -8,6 +10,11 @@ public struct MemorySample: Sendable, Equatable {
     public var zeroPages: Int
     /// Share of the memory that its file has not: zero, and not looked at.
     public var holeShare = 0.0
+    /// Found on disk images, and in what the destination holds.
+    public var diskPages = 0
+    public var snapshotPages = 0
+    /// Made smaller by a codec.
+    public var squeezedPages = 0
     /// Wire bytes of a page that is not zero, in the codec that a lane would choose for the link.
     public var bytesPerPage: Double
     public init(pages: Int, zeroPages: Int, bytesPerPage: Double) {
@@ -15,49 +22,80 @@ public struct MemorySample: Sendable, Equatable {
         self.zeroPages = zeroPages
         self.bytesPerPage = bytesPerPage
     }
-    public var zeroShare: Double { holeShare + (1 - holeShare) * seenZeroShare }
-    private var seenZeroShare: Double { pages > 0 ? Double(zeroPages) / Double(pages) : 0 }
+    public var zeroShare: Double { holeShare + share(zeroPages) }
+    /// Such pages as a share of all memory.
+    public func share(_ count: Int) -> Double { (1 - holeShare) * seenShare(count) }
+    private func seenShare(_ count: Int) -> Double { pages > 0 ? Double(count) / Double(pages) : 0 }
     /// Wire bytes of any of the pages that were looked at, zeros among them.
-    public var bytesPerSeenPage: Double { bytesPerPage * (1 - seenZeroShare) }
+    public var bytesPerSeenPage: Double { bytesPerPage * (1 - seenShare(zeroPages)) }
+
+    /// The same with references: a proof instead of the page.
+    public var bytesPerPageReferred: Double {
+        let (referred, all) = (Double(diskPages + snapshotPages), Double(pages - zeroPages))
+        guard all > 0 else { return bytesPerPage }
+        return (referred * Double(ReferencePayload.entryBytes) + (all - referred) * bytesPerPage) / all
+    }
 }
 
-extension MemorySample {
+/// Where sampled pages need not come from, as far as it is known before a migration.
+public struct SampleReferences: Sendable {
+    public var images: [BlockIndex]
+    public var indexKey: ContentKey
+    /// Pages that the destination holds.
+    public var held: Set<PageNumber> = []
+
+    public init(images: [BlockIndex], indexKey: ContentKey) {
+        self.images = images
+        self.indexKey = indexKey
+    }
+
+    enum Place { case snapshot, disk }
+
+    /// In the order of a lane's look-up.
+    func place(of bytes: RawSpan, _ page: PageNumber) -> Place? {
+        if held.contains(page) { return .snapshot }
+        guard !images.isEmpty else { return nil }
+        let hint = indexKey.hint(of: bytes)
+        return images.contains { $0.block(of: hint) != nil } ? .disk : nil
+    }
+}
+
+/// Pages chosen once, so that the destination can be asked about them before they are counted.
+public struct MemorySampler: Sendable {
     /// Pages that are read: 8 MiB; some tens of milliseconds of CPU time.
     public static let pagesMax = 2048
     /// Neighbours resemble each other, and zstd profits from it as it will in the migration.
     private static let runPages = 16
 
-    /// Blocks; the guest runs on.
-    ///
+    private let reader: GuestReader
+    /// The codecs are tried on these.
+    private let trialRuns: [PageRun]
+    private let runs: [PageRun]
+    private let holeShare: Double
+
+    typealias PageRun = (first: PageNumber, count: Int)
+
     /// - Parameter ports: how each block of `layout` can be read; those that only QEMU reaches are left out.
     /// - Returns: nil when none can be read.
-    public static func take(
-        _ layout: Layout, _ ports: [BlockPort], linkBytesPerS: Double
-    ) throws -> MemorySample? {
-        let data = try dataRuns(layout, ports)
-        let pages = data.reduce(0) { $0 + $1.count }
-        guard var sample = try take(data, GuestReader(layout, ports), linkBytesPerS: linkBytesPerS) else { return nil }
+    public init?(_ layout: Layout, _ ports: [BlockPort]) throws {
+        let data = try Self.dataRuns(layout, ports)
         let readable = zip(layout.blocks, ports).reduce(0) { $0 + ($1.1.isReadable ? Int($1.0.pageCount) : 0) }
-        sample.holeShare = 1 - Double(pages) / Double(max(readable, 1))
-        return sample
+        let holeShare = 1 - Double(data.reduce(0) { $0 + $1.count }) / Double(max(readable, 1))
+        self.init(data, GuestReader(layout, ports), holeShare: holeShare)
     }
 
     /// - Parameter data: runs of readable pages, ascending.
-    static func take(
-        _ data: [(first: PageNumber, count: Int)], _ reader: GuestReader, linkBytesPerS: Double
-    ) throws -> MemorySample? {
+    init?(_ data: [PageRun], _ reader: GuestReader, holeShare: Double = 0) {
         let all = data.flatMap { run in
-            stride(from: 0, to: run.count, by: runPages).map {
-                (first: run.first + PageNumber($0), count: min(runPages, run.count - $0))
+            stride(from: 0, to: run.count, by: Self.runPages).map {
+                (first: run.first + PageNumber($0), count: min(Self.runPages, run.count - $0))
             }
         }
-        guard !all.isEmpty else { return nil }
-        var sampler = PageSampler(linkBytesPerS: linkBytesPerS)
-        // The codecs are tried on pages from everywhere, as all that is counted then.
-        for run in spread(all, PageSampler.trialPages / runPages) + spread(all, pagesMax / runPages) {
-            try sampler.add(run.first, count: run.count, reader)
-        }
-        return sampler.finish()
+        if all.isEmpty { return nil }
+        self.reader = reader
+        self.holeShare = holeShare
+        trialRuns = Self.spread(all, PageSampler.trialPages / Self.runPages)
+        runs = Self.spread(all, Self.pagesMax / Self.runPages)
     }
 
     /// So many of them at most, from the middle of as many equal parts.
@@ -68,14 +106,35 @@ extension MemorySample {
     }
 
     /// What the files have; of memory in no file, all.
-    private static func dataRuns(
-        _ layout: Layout, _ ports: [BlockPort]
-    ) throws -> [(first: PageNumber, count: Int)] {
+    private static func dataRuns(_ layout: Layout, _ ports: [BlockPort]) throws -> [PageRun] {
         var all = try layout.dataRuns(ports.map(\.window))
         for (block, port) in zip(layout.blocks, ports) where port.isReadable && port.window == nil {
             if block.pageCount > 0 { all.append((block.firstPage, Int(block.pageCount))) }
         }
         return all.sorted { $0.first < $1.first }
+    }
+
+    /// Names of the pages that are not zero. Blocks; the guest runs on.
+    public func hints(_ key: ContentKey) throws(SystemError) -> [PageNumber: UInt64] {
+        var hints: [PageNumber: UInt64] = [:]
+        var room = PageBuffer(byteCount: Self.runPages * Limits.pageBytes)
+        for run in runs {
+            try reader.read(first: run.first, count: run.count, into: &room, at: 0)
+            for page in 0..<run.count {
+                let bytes = room.bytes.extracting(page * Limits.pageBytes..<(page + 1) * Limits.pageBytes)
+                if !bytes.isAllZero { hints[run.first + PageNumber(page)] = key.hint(of: bytes) }
+            }
+        }
+        return hints
+    }
+
+    /// Blocks; the guest runs on.
+    public func take(linkBytesPerS: Double, _ references: SampleReferences? = nil) throws(SystemError) -> MemorySample {
+        var sampler = PageSampler(linkBytesPerS: linkBytesPerS, references)
+        for run in trialRuns + runs { try sampler.add(run.first, count: run.count, reader) }
+        var sample = sampler.finish()
+        sample.holeShare = holeShare
+        return sample
     }
 }
 
@@ -105,7 +164,12 @@ private struct PageSampler: ~Copyable {
     /// What is counted was encoded as a lane would have.
     private var isChosen = false
 
-    init(linkBytesPerS: Double) { linkBytesPerNs = linkBytesPerS / 1e9 }
+    private let references: SampleReferences?
+
+    init(linkBytesPerS: Double, _ references: SampleReferences?) {
+        linkBytesPerNs = linkBytesPerS / 1e9
+        self.references = references
+    }
 
     /// A run of pages behind those before it.
     mutating func add(_ first: PageNumber, count: Int, _ reader: GuestReader) throws(SystemError) {
@@ -136,19 +200,52 @@ private struct PageSampler: ~Copyable {
         return sample
     }
 
+    /// Takes out of the batch what can be had elsewhere.
+    private mutating func refer() {
+        guard let references else { return }
+        var room = Limits.batchRecords - batch.recordCount
+        var slots: UInt64 = 0
+        var slot = 0
+        var (onDisk, inSnapshot) = (0, 0)
+        for index in 0..<batch.recordCount where batch.records[index].form != .zero {
+            let record = batch.records[index]
+            for page in record.first..<record.first + PageNumber(record.count) {
+                defer { slot += 1 }
+                let bytes = batch.data.bytes.extracting(slot * Limits.pageBytes..<(slot + 1) * Limits.pageBytes)
+                guard room > 0, !bytes.isAllZero, let place = references.place(of: bytes, page) else { continue }
+                switch place {
+                case .disk: onDisk += 1
+                case .snapshot: inSnapshot += 1
+                }
+                slots |= 1 << UInt64(slot)
+                room -= 1
+            }
+        }
+        batch.remove(slots: slots)
+        sample.diskPages += onDisk
+        sample.snapshotPages += inSnapshot
+        sample.pages += onDisk + inSnapshot
+    }
+
     private mutating func encode() {
         let trial = trialsDone < Self.trials.count ? Self.trials[trialsDone] : nil
+        if trial == nil {
+            // What was on trial counts as long as there is nothing better.
+            if !isChosen {
+                sample = MemorySample(pages: 0, zeroPages: 0, bytesPerPage: sample.bytesPerPage)
+                (bytes, dataPages, isChosen) = (0, 0, true)
+            }
+            refer()
+        }
+        guard batch.hasRecords() else { return batch.reset() }
         let choice = trial ?? chooser.decide(linkBytesPerNs: linkBytesPerNs)
         let began = Instant.now()
         let result = encoder.encode(&batch, choice)
         let tookNs = Instant.now().ms(since: began) * 1e6
         let pages = result.rawPages + result.squeezedPages
-        // What was on trial counts as long as there is nothing better.
-        if trial == nil && !isChosen {
-            (sample.pages, sample.zeroPages, bytes, dataPages, isChosen) = (0, 0, 0, 0, true)
-        }
         sample.pages += pages + result.zeroPages
         sample.zeroPages += result.zeroPages
+        sample.squeezedPages += result.squeezedPages
         batch.reset()
         guard pages > 0 else { return }
         let (left, whole) = (result.headBytes + result.rawBytes, Double(pages * Limits.pageBytes))

@@ -53,7 +53,7 @@ public struct WriteWatch: Sendable {
                 return (first: first, count: Int(run.byteCount / UInt64(Limits.pageBytes)))
             }
             if part == parts.last {
-                watch.written = try MemorySample.take(runs, memory.reader, linkBytesPerS: linkBytesPerS)
+                watch.written = try MemorySampler(runs, memory.reader)?.take(linkBytesPerS: linkBytesPerS)
             }
         }
         watch.changedShare = comparison.share

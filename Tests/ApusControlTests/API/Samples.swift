@@ -17,7 +17,7 @@ enum Samples {
     static let migrate = MigrateRequest(
         vm: "web", host: "b", maxDowntimeMs: 100, bandwidthMBps: 50, timeoutS: 60, deadlineS: 50,
         allow: [.throttle], port: .direct, mode: .dsm, verify: true, rebaseMemory: true, references: false)
-    static let planRequest = PlanRequest(vm: "web", host: "b", maxDowntimeMs: 100, seconds: 1.5)
+    static let planRequest = PlanRequest(vm: "web", host: "b", maxDowntimeMs: 100, seconds: 1.5, references: false)
     static let planOption = PlanOption(
         port: .direct, mode: .dsm, ending: .converges, wireBytes: .init(low: 170e6, likely: 172e6, high: 180e6),
         totalMs: .init(low: 1900, likely: 2000, high: 2150), downtimeMs: .init(low: 15.1, likely: 17, high: 21),
@@ -30,8 +30,9 @@ enum Samples {
     static let accuracy = AccuracyReport([forecast])
     static let plan = PlanReport(
         vm: "web", host: "b", takenAt: Date(timeIntervalSince1970: 1_795_246_200.125), maxDowntimeMs: 100,
-        linkBytesPerS: 117e6, roundTripMs: 0.12, memoryBytes: 1 << 30, zeroShare: 0.61, bytesPerPage: 1712,
-        workingSetBytes: 33.5e6, writtenBytesPerS: 6.1e6, options: [planOption], notes: ["No page could be read."])
+        linkBytesPerS: 117e6, roundTripMs: 0.12, memoryBytes: 1 << 30, zeroShare: 0.61, diskShare: 0.2,
+        snapshotShare: 0.01, squeezedShare: 0.12, bytesPerPage: 1712, workingSetBytes: 33.5e6, writtenBytesPerS: 6.1e6,
+        options: [planOption], notes: ["No page could be read."])
     static let store = StoreReport(
         path: "/var/lib/apus/content/store", byteCount: 310_000_000, bytesMax: 4 << 30,
         images: [StoredImage(vm: "web", memoryBytes: 1 << 30, usedAt: Date(timeIntervalSince1970: 1_795_246_200.125))],

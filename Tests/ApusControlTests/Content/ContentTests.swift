@@ -115,6 +115,57 @@ import Testing
         #expect(store.writing.isEmpty)
     }
 
+    // MARK: Asked by `apus plan`
+
+    @Test func aSurveySaysWhatAMigrationWouldFind() throws {
+        let desk = desk { $0.content.domains = ["stranger": "other"] }
+        let store = try #require(desk.store)
+        let key = try desk.key(ofVM: "web")
+        let pages = 200
+        #expect(store.keep("web", key, try image(pages: pages)) == nil)
+        settle(store)
+        let disk = folder + "/disk"
+        try Data(count: 8192).write(to: URL(fileURLWithPath: disk))
+        let ramBytes = UInt64(pages * 4096)
+        var question = SurveyQuestion(vm: "web", ramBytes: ramBytes, images: ["/nowhere", disk])
+        let first = try #require(desk.answer(question))
+        #expect(first.terms.images == [1] && first.terms.notes.count == 1 && first.terms.notes[0].contains("/nowhere"))
+        #expect(first.holder == "web" && first.held == nil)
+        let snapshot = try #require(try store.snapshot(of: "web", key))
+        // In place, moved, and nowhere.
+        question.hints = [2: snapshot.hint(of: 2), 5: snapshot.hint(of: 4), 7: 12345]
+        let bytes = try #require(desk.reply(to: Array(try JSONEncoder().encode(question))))
+        #expect(try JSONDecoder().decode(SurveyAnswer.self, from: Data(bytes)).held == [2, 5])
+        // A clone finds the same; one of another size, or of another tenant, does not.
+        question.vm = "clone"
+        let clone = try #require(desk.answer(question))
+        #expect(clone.holder == "web" && clone.held == [2, 5])
+        question.ramBytes = ramBytes + 4096
+        #expect(desk.answer(question)?.holder == nil)
+        (question.vm, question.ramBytes) = ("stranger", ramBytes)
+        let stranger = try #require(desk.answer(question))
+        #expect(stranger.holder == nil && stranger.held == nil)
+    }
+
+    @Test func aSurveyThatMakesNoSenseIsNotAnswered() throws {
+        let desk = desk()
+        #expect(desk.reply(to: []) == nil)
+        #expect(desk.reply(to: Array("{}".utf8)) == nil)
+        var question = SurveyQuestion(vm: "web", ramBytes: 1 << 20, images: [])
+        #expect(desk.answer(question) != nil)
+        question.images = [String](repeating: "/disk", count: Limits.images + 1)
+        #expect(desk.answer(question) == nil)
+        question.images = []
+        question.hints = [PageNumber: UInt64](
+            uniqueKeysWithValues: (0...MemorySampler.pagesMax).map { (PageNumber($0), 1) })
+        #expect(desk.answer(question) == nil)
+        let off = self.desk {
+            $0.content.disks = false
+            $0.content.storeMiB = 0
+        }
+        #expect(off.answer(SurveyQuestion(vm: "web", ramBytes: 1 << 20, images: [])) == nil)
+    }
+
     // MARK: Peers
 
     @Test(arguments: [

@@ -43,4 +43,10 @@ import Testing
             try JSONDecoder().decode([BlockNode].self, from: Data(text.utf8)), workingDirectory: "/")
         #expect(images.paths == ["/i/a.raw", "/dev/vg/x"])
     }
+
+    /// What QEMU puts into the guest's memory itself; relative to where QEMU runs.
+    @Test func kernelAndInitrdCountToo() {
+        let images = DiskImages([], loaded: ["/boot/vmlinuz", "initrd", "/boot/vmlinuz"], workingDirectory: "/vm")
+        #expect(images.paths == ["/boot/vmlinuz", "/vm/initrd"])
+    }
 }
