@@ -4,7 +4,7 @@ internal import ApusSystem
 /// How long what a guest uses is recorded before it moves.
 public struct RecordOptions: Sendable, Equatable {
     public var msMax: Double
-    /// Pages that are not used travel meanwhile.
+    /// Pages travel meanwhile, those that are not used first.
     public var sendsMeanwhile: Bool
 
     public init(msMax: Double, sendsMeanwhile: Bool) {
@@ -32,41 +32,6 @@ public struct RecordOutcome: Sendable, Equatable {
     public init() {}
 }
 
-/// When a record is long enough: what is to come would add little, or more than can be sent first. A pure value.
-struct RecordWindow: Sendable {
-    private let msMax: Double
-    private let pagesMax: Int
-    private var sliceStartMs = 0.0
-    private var slicePages = 0
-    private var firstSlicePages: Int?
-    private(set) var pages = 0
-    private(set) var isOver = false
-
-    static let sliceMs = 50.0
-    /// A slice with no more than this share of the first one's new pages, which is a burst.
-    static let flatShare = 0.03
-
-    init(msMax: Double, pagesMax: Int) {
-        self.msMax = msMax
-        self.pagesMax = pagesMax
-    }
-
-    /// A look has found so many pages for the first time.
-    mutating func found(_ count: Int, ms: Double) {
-        pages += count
-        slicePages += count
-        if ms >= msMax || pages >= pagesMax { isOver = true }
-        guard ms - sliceStartMs >= Self.sliceMs else { return }
-        if let first = firstSlicePages {
-            if Double(slicePages) <= Double(first) * Self.flatShare { isOver = true }
-        } else {
-            firstSlicePages = slicePages
-        }
-        sliceStartMs = ms
-        slicePages = 0
-    }
-}
-
 /// Looks every few milliseconds which pages the guest has begun to use.
 struct AccessRecorder: ~Copyable {
     /// Between two looks: within them the order of pages is not known. Longer where a look takes long: a large working set
@@ -79,8 +44,10 @@ struct AccessRecorder: ~Copyable {
     private let layout: Layout
     private var started = Instant.now()
     private var hasFailed = false
-    private var window: RecordWindow
+    private(set) var window: RecordWindow
     private(set) var used: PageSet
+    /// As it was at the end of the last slice.
+    private(set) var written: PageSet
     private(set) var outcome = RecordOutcome()
 
     /// Must be called while no disk request is under way, and before the first page travels.
@@ -89,6 +56,7 @@ struct AccessRecorder: ~Copyable {
         layout = memory.layout
         self.window = window
         used = PageSet(pageCount: memory.layout.pageCount)
+        written = PageSet(pageCount: memory.layout.pageCount)
         let beginning = Instant.now()
         do throws(InjectionError) {
             try tracker.forgetUse()
@@ -114,17 +82,30 @@ struct AccessRecorder: ~Copyable {
     }
 
     /// Notes what has been used since the last look.
-    mutating func look() {
+    ///
+    /// - Parameter leftMs: what the link needs for all that has not travelled; nil: nothing travels before the guest moves.
+    mutating func look(leftMs: Double?) {
         let beginning = Instant.now()
         var epoch: [(first: PageNumber, count: Int)] = []
         do throws(SystemError) { try look(into: &epoch) } catch { fail(error) }
         let now = Instant.now()
         let ms = now.ms(since: started)
         outcome.record.add(epoch, ms: Float(ms))
-        window.found(epoch.reduce(0) { $0 + $1.count }, ms: ms)
+        if window.found(epoch.reduce(0) { $0 + $1.count }, ms: ms, leftMs: leftMs), leftMs != nil { lookAtWrites() }
         let tookMs = now.ms(since: beginning)
         outcome.looksMs += tookMs
         restMs = max(Self.lookMs, Self.restShare * tookMs)
+    }
+
+    private mutating func lookAtWrites() {
+        let layout = layout
+        do throws(SystemError) {
+            try tracker.eachWritten { area, offset, byteCount in
+                written.insert(
+                    first: layout.blocks[area].firstPage + PageNumber(offset / UInt64(Limits.pageBytes)),
+                    count: Int(byteCount / UInt64(Limits.pageBytes)))
+            }
+        } catch { fail(error) }
     }
 
     private mutating func look(into epoch: inout [(first: PageNumber, count: Int)]) throws(SystemError) {
@@ -151,31 +132,5 @@ struct AccessRecorder: ~Copyable {
             }
             page += PageNumber(run.count)
         }
-    }
-}
-
-/// What of a guest's memory can travel while it is recorded what it uses.
-struct ColdPages: Sendable {
-    private var runs: ArraySlice<(first: PageNumber, count: Int)>
-    private var page: PageNumber = 0
-
-    init(_ runs: [(first: PageNumber, count: Int)]) { self.runs = runs[...] }
-
-    /// All that was not used when it was its turn has been given.
-    var isEmpty: Bool { runs.isEmpty }
-
-    /// The next run that is not used, within one stripe of 64 pages; nil: there is none any more.
-    mutating func next(besides used: borrowing PageSet) -> (first: PageNumber, count: Int)? {
-        while let run = runs.first {
-            page = max(page, run.first)
-            let end = run.first + PageNumber(run.count)
-            while page < end {
-                let found = used.uniformRun(from: page, count: Int(min(end, (page | 63) + 1) - page))
-                defer { page += PageNumber(found.count) }
-                if !found.inSet { return (page, found.count) }
-            }
-            runs.removeFirst()
-        }
-        return nil
     }
 }

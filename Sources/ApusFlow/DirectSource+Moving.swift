@@ -37,27 +37,49 @@ extension DirectSource {
         memory.recorded.update { if $0.record.pageCount == 0 { $0.record = AccessRecord(written: sets) } }
     }
 
-    /// Nobody waits for what is recorded, and what is not used travels meanwhile.
+    /// Nobody waits for what is recorded, and pages travel meanwhile.
     mutating func recordUse(_ options: RecordOptions) throws(FlowFailure) {
         let data = try dataRuns()
-        let window = RecordWindow(msMax: options.msMax, pagesMax: data.reduce(0) { $0 + $1.count } / 2)
+        let dataPages = data.reduce(0) { $0 + $1.count }
         let wasStopped = try stopRequests()
-        var recorder = AccessRecorder(memory, window)
-        if wasStopped { try resumeGuest() }
         // What a disk writes past the page tables is seen only when it is stopped.
-        let sends = recorder.seesAll && memory.drain == nil && options.sendsMeanwhile
-        var cold = ColdPages(sends ? data : [])
-        progress.remainingPages.set(data.reduce(into: UInt64(0)) { $0 += UInt64($1.count) })
-        while !recorder.isOver && !orders.isHurried && !(sends && cold.isEmpty) {
+        let maySend = memory.drain == nil && options.sendsMeanwhile
+        let msMax = maySend ? options.msMax : options.msMax * RecordWindow.idleShare
+        var recorder = AccessRecorder(memory, RecordWindow(msMax: msMax, dataPages: dataPages))
+        if wasStopped { try resumeGuest() }
+        let sends = recorder.seesAll && maySend
+        var early = EarlyPages(sends ? data : [])
+        var left = dataPages
+        progress.remainingPages.set(UInt64(left))
+        var isOver = false
+        while !isOver && !recorder.isOver && !orders.isHurried {
             let due = Instant.now().adding(ms: recorder.restMs)
-            while Instant.now() < due, let run = cold.next(besides: recorder.used) {
+            while sends && !isOver && Instant.now() < due {
+                guard let run = nextEarly(&early, recorder) else {
+                    isOver = true
+                    continue
+                }
                 try send(run.first, run.count)
-                progress.remainingPages.set(progress.remainingPages.now - UInt64(run.count))
+                left = max(0, left - run.count)
+                progress.remainingPages.set(UInt64(left))
             }
             if orders.next(afterMs: due.ms(since: Instant.now())) != .round { return }
-            recorder.look()
+            recorder.look(leftMs: sends ? linkMs(pages: left) : nil)
         }
         let outcome = recorder.outcome
         memory.recorded.update { $0 = outcome }
+    }
+
+    private func nextEarly(
+        _ early: inout EarlyPages, _ recorder: borrowing AccessRecorder
+    ) -> (first: PageNumber, count: Int)? {
+        let (record, comesBack) = (recorder.outcome.record, recorder.window.comesBack)
+        return early.next(record, used: recorder.used, usedFirst: comesBack) { page in
+            sent.contains(page) || recorder.written.contains(page)
+        }
+    }
+
+    private func linkMs(pages: Int) -> Double {
+        Double(pages * Limits.pageBytes) / max(Double(flowSample().linkBytesPerS), 1) * 1000
     }
 }

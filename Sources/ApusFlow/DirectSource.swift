@@ -323,7 +323,7 @@ struct DirectSource: ~Copyable {
         return room.pages(pausePages: link * maxDowntimeMs / 1000 / Double(Limits.pageBytes))
     }
 
-    private func flowSample() -> FlowSample {
+    func flowSample() -> FlowSample {
         var sample = FlowSample()
         for counter in counters { sample.add(counter) }
         return sample

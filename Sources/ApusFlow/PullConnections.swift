@@ -13,7 +13,7 @@ final class PullConnections: Sendable {
     /// - Parameter body: `isCurrent` tells whether the connection, when it has broken, is missed: it was neither replaced nor
     ///   ended.
     func begin(
-        _ connection: consuming Connection, _ name: String, nice: Int32 = 0,
+        _ connection: consuming Connection, _ name: String, nice: Int32 = 0, rank: Int32 = 0,
         _ body: @escaping @Sendable (consuming Connection, _ isCurrent: () -> Bool) -> Void
     ) throws(SystemError) {
         let lane = connection.hello.lane
@@ -24,7 +24,7 @@ final class PullConnections: Sendable {
         }
         former?.shutDown()
         let box = OneShot(connection)
-        _ = try WorkerThread(name, nice: nice) { [self] in
+        _ = try WorkerThread(name, nice: nice, rank: rank) { [self] in
             guard let connection = box.take() else { return }
             body(connection) { self.sockets.read { $0[lane] === socket } }
             sockets.update { if $0[lane] === socket { $0[lane] = nil } }

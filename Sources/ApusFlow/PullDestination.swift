@@ -64,8 +64,8 @@ public final class PullDestination: Sendable {
     private let offered = Monitor<OneShot<FrameSender>?>(nil)
     private let isOffered = Atomic(false)
 
-    /// After a fault the next one is looked for without sleeping: waking up takes longer than serving it.
-    private static let spinMs = 0.3
+    /// After a fault the next one is looked for without sleeping: it comes soon, and waking up takes about as long as serving it.
+    private static let spinMs = 0.05
     private static let sleepMs = 20
 
     /// Words that the file of a VM of this size has.
@@ -154,7 +154,9 @@ public final class PullDestination: Sendable {
             content.counts.missingAtFlip = UInt64(residence.missingCount)
             content.flipped = Instant.now()
         }
-        try wrap("pager") { () throws(SystemError) in _ = try WorkerThread("apus-fault") { [self] in serveFaults() } }
+        try wrap("pager") { () throws(SystemError) in
+            _ = try WorkerThread("apus-fault", rank: WorkerThread.watching) { [self] in serveFaults() }
+        }
         sayWhole()
     }
 
@@ -204,7 +206,9 @@ public final class PullDestination: Sendable {
     /// Takes one of the source's two connections; a former one of the same kind is dropped.
     public func attach(_ connection: consuming Connection) throws(SystemError) {
         let isUrgent = connection.hello.lane == PullServer.urgentLane
-        try connections.begin(connection, isUrgent ? "apus-urgent" : "apus-pull") { [self] connection, isCurrent in
+        try connections.begin(
+            connection, isUrgent ? "apus-urgent" : "apus-pull", rank: isUrgent ? WorkerThread.urgent : 0
+        ) { [self] connection, isCurrent in
             do throws(FlowFailure) { try receive(connection, isUrgent: isUrgent) } catch {
                 if isCurrent() { report(error == .linkLost ? .linkLost : .failed(error)) }
             }

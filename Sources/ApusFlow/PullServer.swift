@@ -53,7 +53,8 @@ public final class PullServer: Sendable {
     public func attach(_ connection: consuming Connection) throws(SystemError) {
         let isUrgent = connection.hello.lane == Self.urgentLane
         try connections.begin(
-            connection, isUrgent ? "apus-serve" : "apus-push", nice: isUrgent ? 0 : WorkerThread.background
+            connection, isUrgent ? "apus-serve" : "apus-push", nice: isUrgent ? 0 : WorkerThread.background,
+            rank: isUrgent ? WorkerThread.urgent : 0
         ) { [self] connection, isCurrent in
             // How it ends does not matter: without a connection nothing can be served, and another one is made.
             if isUrgent {

@@ -43,6 +43,12 @@ public struct PageSet: Equatable, Sendable {
         for index in words.indices { words[index] |= other.words[index] }
     }
 
+    /// Keeps only the members of another set of the same VM.
+    public mutating func formIntersection(_ other: PageSet) {
+        precondition(other.pageCount == pageCount)
+        for index in words.indices { words[index] &= other.words[index] }
+    }
+
     /// Takes the members of another set of the same VM out.
     public mutating func subtract(_ other: PageSet) {
         precondition(other.pageCount == pageCount)

@@ -10,7 +10,11 @@ internal import Glibc
     init() {
         unsafe mutex = .allocate(capacity: 1)
         unsafe changed = .allocate(capacity: 1)
-        unsafe pthread_mutex_init(mutex, nil)
+        // Who holds it runs on as soon as whoever waits for it would.
+        var inheriting = pthread_mutexattr_t()
+        unsafe pthread_mutexattr_init(&inheriting)
+        unsafe pthread_mutexattr_setprotocol(&inheriting, Int32(PTHREAD_PRIO_INHERIT))
+        unsafe pthread_mutex_init(mutex, &inheriting)
         var attributes = pthread_condattr_t()
         unsafe pthread_condattr_init(&attributes)
         unsafe pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)

@@ -37,6 +37,11 @@ void *capus_grow(void *old, size_t old_count, size_t new_count) {
 
 void capus_nice_thread(int nice) { setpriority(PRIO_PROCESS, 0, nice); }
 
+void capus_hurry_thread(int rank) {
+    struct sched_param param = {.sched_priority = rank};
+    if (sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &param) != 0) setpriority(PRIO_PROCESS, 0, -10);
+}
+
 ssize_t capus_read_cached(int fd, void *to, size_t count, off_t from) {
     struct iovec piece = {to, count};
     return preadv2(fd, &piece, 1, from, RWF_NOWAIT);

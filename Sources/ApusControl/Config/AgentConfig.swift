@@ -35,7 +35,7 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         /// Pages that the guest writes in every round wait until they cool, or until the switch.
         public var holdHotPages: Bool = true
         /// For how long it is recorded what a VM uses before it moves in mode `postcopy`, in milliseconds; 0: not at all.
-        public var recordMs: Double = 1000
+        public var recordMs: Double = 2000
         /// What it does not use travels meanwhile.
         public var sendWhileRecording: Bool = true
         /// What decides the order of pages that nobody has asked for.

@@ -29,15 +29,15 @@ struct PageStream: Sendable {
     private(set) var nextStep = 1
 
     static let reachMin = 8
-    static let reachMax = 512
+    static let reachMax = 128
     /// Touches further apart than this are of two programs.
     static let gapMax = 128
-    static let blindSteps = 4096
+    static let blindSteps = 512
     /// For each touch that followed, so many: a walk of a moment is not believed for long.
     private static let blindShare = 4
     /// Time of the walk that is given ahead.
     static let horizonMs = 60.0
-    private static let speedWindowMs = 1.0
+    private static let speedWindowMs = 10.0
 
     init(at page: PageNumber, ms: Double) {
         last = page

@@ -2,7 +2,7 @@
 public enum Prefetch: String, Codable, Sendable, CaseIterable {
     /// Nothing: from the beginning of memory to its end.
     case sweep
-    /// What lies around touched pages.
+    /// What lies around touched pages, and where many are.
     case near
     /// What was used at the source just before, in this order.
     case recorded
@@ -17,7 +17,7 @@ public enum Prefetch: String, Codable, Sendable, CaseIterable {
 ///   recorded    7 8 9, 80, 10 …             in the order of first use      } first the one of the two in which touches
 ///   near        ..|.....x..........|..      the window around a touch,     } of late have been the more frequent, for
 ///               x+1, x+2 …                  then far behind it             } each page that it has
-///   rest        0, 1, 2, …                  from the beginning
+///   rest        |#####|##   |     |         areas of memory, the one with most touches first
 /// ```
 ///
 /// A pure value: touches and the time in, runs of pages out, each page at most once. Only the order is guessed: every page
@@ -61,7 +61,9 @@ public struct PushOrder: Sendable {
     private static let fading = 0.95
     /// Touches that a record is worth before the first one has come.
     private static let trust = 4.0
-    private var sweep: PageNumber = 0
+    private var areas: TouchedAreas
+    /// What is left of the area whose turn it is.
+    private var sweep: Range<PageNumber> = 0..<0
 
     /// - Parameters:
     ///   - record: what the guest used last, until a moment ago.
@@ -77,7 +79,12 @@ public struct PushOrder: Sendable {
             recorded = record.runs[...]
             predictor = AccessPredictor(pageCount: due.pageCount, record, endMs: ms)
         }
-        for run in recorded { recordedSet.insert(first: run.first, count: Int(run.count)) }
+        areas = TouchedAreas(pageCount: due.pageCount)
+        for run in recorded {
+            recordedSet.insert(first: run.first, count: Int(run.count))
+            for page in run.first..<run.first + run.count { areas.touched(page) }
+        }
+        recordedSet.formIntersection(due)
         recordedLeft = recordedSet.count
         chance.recorded = Self.trust / Double(max(recordedLeft, 1))
     }
@@ -106,6 +113,7 @@ public struct PushOrder: Sendable {
     }
 
     private mutating func foresee(_ page: PageNumber, _ ms: Double) {
+        areas.touched(page)
         let follows = predictor?.touched(page, ms: ms) ?? false
         if !follows {
             Self.note(page & ~PageNumber(Self.windowPages - 1), Self.windowPages, in: &around, due.pageCount)
@@ -130,9 +138,18 @@ public struct PushOrder: Sendable {
         if isNearFirst, let run = nextNear(limit) { return run }
         if let run = nextRecorded(limit) { return run }
         if !isNearFirst, let run = nextNear(limit) { return run }
-        guard let run = take(sweep, due.pageCount, limit, .rest) else { return nil }
-        sweep = run.first + PageNumber(run.count)
-        return run
+        return nextRest(limit)
+    }
+
+    private mutating func nextRest(_ limit: Int) -> Run? {
+        while true {
+            if let run = take(sweep.lowerBound, sweep.upperBound, limit, .rest) {
+                sweep = run.first + PageNumber(run.count)..<sweep.upperBound
+                return run
+            }
+            guard let area = areas.takeNext() else { return nil }
+            sweep = area
+        }
     }
 
     /// As ``next(ms:limit:)``, but only from windows around touches.

@@ -95,13 +95,22 @@ public final class WriteTracker: Sendable {
         }
     }
 
+    /// As ``takeWritten(_:)``, without protecting again.
+    public func eachWritten(
+        _ body: (_ area: Int, _ offset: UInt64, _ byteCount: UInt64) -> Void
+    ) throws(SystemError) {
+        try scan.withLock { scan throws(SystemError) in
+            for (index, area) in areas.enumerated() {
+                try scan.each(.written, in: area) { body(index, $0 - area.address, $1) }
+            }
+        }
+    }
+
     /// Bytes written since then, without protecting again.
     public func writtenBytes() throws(SystemError) -> UInt64 {
-        try scan.withLock { scan throws(SystemError) in
-            var total: UInt64 = 0
-            for area in areas { try scan.each(.written, in: area) { total += $1 } }
-            return total
-        }
+        var total: UInt64 = 0
+        try eachWritten { total += $2 }
+        return total
     }
 
     /// Takes everything out of the process again and removes the journal. A process that has gone is no error; the

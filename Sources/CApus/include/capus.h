@@ -30,4 +30,6 @@ ssize_t capus_read_cached(int fd, void *to, size_t count, off_t from);
 void capus_idle_on_disk(void);
 // This thread only, as Linux has it.
 void capus_nice_thread(int nice);
+// This thread only: before all that have no rank; processes it starts have none.
+void capus_hurry_thread(int rank);
 static inline void capus_name_thread(const char *name) { prctl(PR_SET_NAME, (unsigned long)name, 0, 0, 0); }

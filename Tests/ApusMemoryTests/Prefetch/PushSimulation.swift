@@ -17,6 +17,18 @@ struct PushSimulation {
     /// From the source's choice to the page's being there.
     var wayMs = 0.5
 
+    /// The least that any order leaves: it is known what will be touched, and when, and what would come too late is left out.
+    var oracle: Int {
+        var seen: Set<PageNumber> = []
+        var sent = 0.0
+        return after.count { touch in
+            guard seen.insert(touch.page).inserted else { return false }
+            guard sent / pagesPerMs + wayMs <= touch.ms else { return true }
+            sent += 1
+            return false
+        }
+    }
+
     /// Touches of pages that had not come.
     func faults(_ prefetch: Prefetch) -> Int {
         var due = PageSet(pageCount: pageCount)
