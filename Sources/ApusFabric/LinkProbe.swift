@@ -72,10 +72,11 @@ public enum LinkProbe {
         try fabric { () throws(SystemError) in
             try socket.setTimeout(receiveMs: secondsMax * 1000, sendMs: secondsMax * 1000)
         }
+        var receiver = FrameReceiver(continuing: connection.receiver, longest: .control)
         try connection.sender.send(.control, question.rawBytes)
-        guard let frame = try connection.receiver.receive() else { throw .closed }
+        guard let frame = try receiver.receive() else { throw .closed }
         guard frame.kind == .control else { throw .frame(.unexpectedKind(frame.kind)) }
-        return connection.receiver.payload.bytesCopied
+        return receiver.payload.bytesCopied
     }
 
     /// The other side; returns when the prober has gone. Blocks.
@@ -84,6 +85,7 @@ public enum LinkProbe {
     public static func answer(_ connection: consuming Connection, _ reply: (_ question: [UInt8]) -> [UInt8]?) {
         let socket = connection.socket
         defer { socket.shutDown() }
+        var receiver = FrameReceiver(continuing: connection.receiver, longest: .control)
         let began = Instant.now()
         var received: UInt64 = 0
         var credit = PageBuffer(byteCount: 16)
@@ -91,7 +93,7 @@ public enum LinkProbe {
             try fabric { () throws(SystemError) in
                 try socket.setTimeout(receiveMs: secondsMax * 1000, sendMs: secondsMax * 1000)
             }
-            while let frame = try connection.receiver.receive() {
+            while let frame = try receiver.receive() {
                 guard Instant.now().ms(since: began) < secondsMax * 1000, received <= bytesMax else { return }
                 switch frame.kind {
                 case .stream: received += UInt64(frame.length)
@@ -101,7 +103,7 @@ public enum LinkProbe {
                     bytes.store(littleEndian: received, at: 0)
                     try connection.sender.send(.credit, credit.bytes)
                 case .control:
-                    guard let answer = reply(connection.receiver.payload.bytesCopied) else { return }
+                    guard let answer = reply(receiver.payload.bytesCopied) else { return }
                     try connection.sender.send(.control, answer.rawBytes)
                 default: return
                 }

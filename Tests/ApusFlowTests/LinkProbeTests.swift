@@ -41,6 +41,14 @@ import Testing
         #expect(try LinkProbe.measure(reception.endpoint, ms: 10).bytesPerS > 0)
     }
 
+    /// As long as a frame may be, both ways.
+    @Test(arguments: [1, 5000, 300_000, 1 << 20]) func questionsAreAnswered(length: Int) throws {
+        let reception = try listen(ProbeDesk { $0.reversed() })
+        defer { reception.shutDown() }
+        let question = (0..<length).map { UInt8(truncatingIfNeeded: $0 &* 31) }
+        #expect(try LinkProbe.ask(reception.endpoint, question) == question.reversed())
+    }
+
     /// Whoever sends anything else, or without end, is cut.
     @Test(arguments: [FrameKind.batch, .control, .layout]) func otherFramesAreNotTaken(kind: FrameKind) throws {
         let reception = try listen(ProbeDesk())

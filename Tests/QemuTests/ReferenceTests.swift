@@ -101,10 +101,10 @@ extension RealGuests {
         @Test(.timeLimit(.minutes(2))) func withoutReferences() async throws {
             try await with(storeMiB: 1) { source, destination, _ in
                 let plan = try await plan(source, destination)
-                // Of pages chosen at random, so not more exactly.
-                #expect((0.09...0.25).contains(plan.diskShare) && plan.snapshotShare == 0, "\(plan)")
+                // A fifth; 128 runs of pages are chosen at random.
+                #expect((0.06...0.4).contains(plan.diskShare) && plan.snapshotShare == 0, "\(plan)")
                 let literal = try await self.plan(source, destination, ["--no-references"])
-                #expect(literal.diskShare == 0 && literal.bytesPerPage > plan.bytesPerPage * 1.3, "\(literal) \(plan)")
+                #expect(literal.diskShare == 0 && literal.options.map(\.port) == plan.options.map(\.port), "\(literal)")
                 let job = try await move(source, to: destination, ["--no-references"])
                 #expect(job.phase == .completed && pages("disk", job) == 0, "\(job)")
                 #expect(job.notes.contains { $0.contains("content.storeMiB") }, "\(job)")

@@ -4,6 +4,7 @@ import ApusFlow
 import ApusMemory
 import ApusQMP
 import ApusSystem
+import ApusWire
 import Foundation
 
 /// What `apus plan` asks the destination on a probe's connection: which pages it would read itself.
@@ -106,14 +107,28 @@ extension ContentDesk {
         guard answer.holder != nil, let secret = answer.terms.secretBytes else { return references }
         question.hints = try await offPool("apus-sample") { try sampler.hints(Self.key(secret)) }
         let second = question
-        let held = try await offPool("apus-survey", { try? Self.ask(peer, second).held })
-        if held == nil { notes.append("\(host) does not tell what it holds of \(machine.name).") }
-        references.held = Set(held ?? [])
+        do {
+            let answer = try await offPool("apus-survey") { try Self.ask(peer, second) }
+            if answer.held == nil { notes += answer.terms.notes.map { "\(host) says: \($0)" } }
+            references.held = Set(answer.held ?? [])
+        } catch { notes.append("\(host) does not tell what it holds of \(machine.name): \(error)") }
         return references
     }
 
+    /// Waits while the peer is busy, be it only with taking leave of the connection before.
     private static func ask(_ peer: Endpoint, _ question: SurveyQuestion) throws -> SurveyAnswer {
-        let bytes = try LinkProbe.ask(peer, Array(JSONEncoder().encode(question)))
-        return try JSONDecoder().decode(SurveyAnswer.self, from: Data(bytes))
+        let words = try Array(JSONEncoder().encode(question))
+        var tries = 1
+        while true {
+            do {
+                let bytes = try LinkProbe.ask(peer, words)
+                return try JSONDecoder().decode(SurveyAnswer.self, from: Data(bytes))
+            } catch FabricError.refused(let refusal) where refusal.code == .busy && tries < askTriesMax {
+                tries += 1
+                pause(ms: askPauseMs)
+            }
+        }
     }
+    private static let askTriesMax = 20
+    private static let askPauseMs = 50.0
 }

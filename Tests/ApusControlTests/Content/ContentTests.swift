@@ -147,6 +147,13 @@ import Testing
         #expect(stranger.holder == nil && stranger.held == nil)
     }
 
+    @Test func whatIsReferredToCostsItsProofOnly() {
+        var sample = MemorySample(pages: 100, zeroPages: 20, bytesPerPage: 2000)
+        #expect(sample.bytesPerPageReferred == 2000)
+        (sample.diskPages, sample.snapshotPages) = (30, 10)
+        #expect(sample.bytesPerPageReferred == (2000 + Double(ReferencePayload.entryBytes)) / 2)
+    }
+
     @Test func aSurveyThatMakesNoSenseIsNotAnswered() throws {
         let desk = desk()
         #expect(desk.reply(to: []) == nil)
