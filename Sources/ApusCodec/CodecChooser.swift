@@ -43,6 +43,16 @@ public struct CodecChooser: Sendable {
 
     public init() {}
 
+    /// One that knows of each codec what it costs, and what it leaves.
+    public init(
+        lz4: (nsPerByte: Double, ratio: Double), zstd1: (nsPerByte: Double, ratio: Double),
+        zstd3: (nsPerByte: Double, ratio: Double)
+    ) {
+        self.lz4 = Measure(nsPerByte: lz4.nsPerByte, ratio: lz4.ratio)
+        self.zstd1 = Measure(nsPerByte: zstd1.nsPerByte, ratio: zstd1.ratio)
+        self.zstd3 = Measure(nsPerByte: zstd3.nsPerByte, ratio: zstd3.ratio)
+    }
+
     /// True when the caller should probe the next batch, of so many bytes: see ``probed(ratio:)``.
     public mutating func wantsProbe(bytes: Int) -> Bool {
         guard choice == .raw else { return false }

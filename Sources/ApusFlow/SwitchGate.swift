@@ -204,9 +204,10 @@ public struct SwitchGate: Sendable {
         if case .throughRound = sample.standing {
             let stopBytes = sample.heldBytes * sample.ratio + sample.unconfirmedBytes + Self.deviceBytes
             let downtimeMs = pauseMs(stopBytes)
+            // The round may take a tenth longer than the link's rate says.
             return GateForecast(
-                downtimeMs: downtimeMs, worstMs: downtimeMs + Brake.periodMs, stopBytes: stopBytes,
-                remainingMs: remainingMs)
+                downtimeMs: downtimeMs, worstMs: downtimeMs + Brake.periodMs + sample.standing.ms * 0.1,
+                stopBytes: stopBytes, remainingMs: remainingMs)
         }
         let stopBytes = pageBytes + Self.deviceBytes
         return GateForecast(

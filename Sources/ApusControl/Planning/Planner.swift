@@ -26,6 +26,8 @@ struct Planner {
     /// Until the first page is sent, of a VM that was never moved: the other QEMU starts. As measured (medians of 71 and
     /// 44 ms, Docs/Numbers/targets-1G.json).
     private static let prepareMs = 70.0
+    /// A stop of such a VM with nothing left to send, as measured; the gate, which must not be too hopeful, reckons with more.
+    private static let fixedDowntimeMs = 7.0
     /// A part of the link, long enough for TCP to find its speed.
     private static let probeMs = 300.0
     /// Frame and record of a page beside its bytes, and of a changed line.
@@ -97,7 +99,7 @@ struct Planner {
                     firstBytesPerPage: sample.bytesPerPageReferred + Self.pageHeadBytes,
                     againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
                     maxDowntimeMs: Double(request.maxDowntimeMs),
-                    fixedDowntimeMs: known.fixedDowntimeMs ?? SwitchGate.fixedMs,
+                    fixedDowntimeMs: known.fixedDowntimeMs ?? Self.fixedDowntimeMs,
                     prepareMs: known.prepareMs ?? Self.prepareMs, closing: way.port == .direct ? .direct : .stream))
         }.sorted { $0.rank < $1.rank }
         return PlanReport(

@@ -68,8 +68,6 @@ public struct MemorySampler: Sendable {
     private static let runPages = 16
 
     private let reader: GuestReader
-    /// The codecs are tried on these.
-    private let trialRuns: [PageRun]
     private let runs: [PageRun]
     private let holeShare: Double
 
@@ -94,7 +92,6 @@ public struct MemorySampler: Sendable {
         if all.isEmpty { return nil }
         self.reader = reader
         self.holeShare = holeShare
-        trialRuns = Self.spread(all, PageSampler.trialPages / Self.runPages)
         runs = Self.spread(all, Self.pagesMax / Self.runPages)
     }
 
@@ -131,7 +128,7 @@ public struct MemorySampler: Sendable {
     /// Blocks; the guest runs on.
     public func take(linkBytesPerS: Double, _ references: SampleReferences? = nil) throws(SystemError) -> MemorySample {
         var sampler = PageSampler(linkBytesPerS: linkBytesPerS, references)
-        for run in trialRuns + runs { try sampler.add(run.first, count: run.count, reader) }
+        for run in runs { try sampler.add(run.first, count: run.count, reader) }
         var sample = sampler.finish()
         sample.holeShare = holeShare
         return sample
@@ -143,117 +140,115 @@ extension BlockPort {
     fileprivate var isReadable: Bool { if case .stream = self { false } else { true } }
 }
 
-/// Encodes pages as a lane would, and counts what is left of them.
+/// Squeezes each run with each codec, and counts it in the one that a lane would choose: pages of all kinds may lie anywhere, and
+/// a lane learns soon what it has before it.
 private struct PageSampler: ~Copyable {
-    /// The first batches only show what each codec makes of these pages, and what it costs: each first makes its tables.
-    private static let trials: [CodecChoice] = [
-        .zstd(level: 1), .zstd(level: 1), .lz4, .lz4, .zstd(level: 3), .zstd(level: 3),
-    ]
-
-    static let trialPages = trials.count * Limits.batchPages
+    /// Bytes that a run becomes; as many as it has, where a codec gains nothing.
+    private struct Run {
+        var pages: Int
+        var rawBytes: Int
+        var lz4Bytes = 0
+        var zstd1Bytes = 0
+        var zstd3Bytes = 0
+    }
 
     private let linkBytesPerNs: Double
-    private var batch = Batch()
-    private var encoder = BatchEncoder()
-    private var chooser = CodecChooser()
-    private var sample = MemorySample(pages: 0, zeroPages: 0, bytesPerPage: Double(Limits.pageBytes))
-    private var trialsDone = 0
-    private var room = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
-    private var bytes = 0
-    private var dataPages = 0
-    /// What is counted was encoded as a lane would have.
-    private var isChosen = false
-
     private let references: SampleReferences?
+    private var room = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
+    private var batch = Batch()
+    private var lz4 = Codec()
+    private var zstd1 = Codec()
+    private var zstd3 = Codec()
+    private var sample = MemorySample(pages: 0, zeroPages: 0, bytesPerPage: Double(Limits.pageBytes))
+    private var runs: [Run] = []
 
     init(linkBytesPerS: Double, _ references: SampleReferences?) {
         linkBytesPerNs = linkBytesPerS / 1e9
         self.references = references
     }
 
-    /// A run of pages behind those before it.
+    /// - Parameter count: at most a batch.
     mutating func add(_ first: PageNumber, count: Int, _ reader: GuestReader) throws(SystemError) {
         try reader.read(first: first, count: count, into: &room, at: 0)
-        // A new record for each page at worst.
-        if batch.recordCount + count > Limits.batchRecords || !batch.accepts(first, form: .raw, startsBlock: true)
-            || batch.dataPages + count > Limits.batchPages
-        {
-            encode()
-        }
-        for page in 0..<count {
-            let at = page * Limits.pageBytes
-            let number = first + PageNumber(page)
-            let isFirst = reader.layout.blocks.contains { $0.firstPage == number }
-            Self.put(&batch, number, room, at, startsBlock: isFirst)
-        }
+        sample.pages += count
+        let data = Self.sort(&sample, room, first, count, references)
+        guard data != 0 else { return }
+        let pages = data.nonzeroBitCount
+        var run = Run(pages: pages, rawBytes: pages * Limits.pageBytes)
+        run.lz4Bytes = Self.squeeze(&lz4, .lz4, &batch, room, first, data)
+        run.zstd1Bytes = Self.squeeze(&zstd1, .zstd(level: 1), &batch, room, first, data)
+        run.zstd3Bytes = Self.squeeze(&zstd3, .zstd(level: 3), &batch, room, first, data)
+        runs.append(run)
     }
 
-    private static func put(
-        _ batch: inout Batch, _ page: PageNumber, _ room: borrowing PageBuffer, _ at: Int, startsBlock: Bool
-    ) {
-        batch.add(page, room.bytes.extracting(at..<at + Limits.pageBytes), startsBlock: startsBlock)
+    /// Counts what is zero or elsewhere; returns the other pages, bits counted from `first`.
+    private static func sort(
+        _ sample: inout MemorySample, _ room: borrowing PageBuffer, _ first: PageNumber, _ count: Int,
+        _ references: SampleReferences?
+    ) -> UInt64 {
+        var data: UInt64 = 0
+        for page in 0..<count {
+            let bytes = room.bytes.extracting(page * Limits.pageBytes..<(page + 1) * Limits.pageBytes)
+            if bytes.isAllZero {
+                sample.zeroPages += 1
+                continue
+            }
+            switch references?.place(of: bytes, first + PageNumber(page)) {
+            case .disk: sample.diskPages += 1
+            case .snapshot: sample.snapshotPages += 1
+            case nil: data |= 1 << UInt64(page)
+            }
+        }
+        return data
+    }
+
+    /// Bytes that are left of the pages in `data`.
+    private static func squeeze(
+        _ codec: inout Codec, _ choice: CodecChoice, _ batch: inout Batch, _ room: borrowing PageBuffer,
+        _ first: PageNumber, _ data: UInt64
+    ) -> Int {
+        batch.reset()
+        for page in 0..<Limits.batchPages where data & (1 << UInt64(page)) != 0 {
+            let bytes = room.bytes.extracting(page * Limits.pageBytes..<(page + 1) * Limits.pageBytes)
+            batch.add(first + PageNumber(page), bytes, startsBlock: false)
+        }
+        let began = Instant.now()
+        let result = codec.encoder.encode(&batch, choice)
+        let tookNs = Instant.now().ms(since: began) * 1e6
+        codec.nsPerByte.append(tookNs / Double(data.nonzeroBitCount * Limits.pageBytes))
+        return result.squeezedBytes + result.rawBytes
     }
 
     consuming func finish() -> MemorySample {
-        encode()
+        let speeds = (lz4: lz4.typicalNsPerByte, zstd1: zstd1.typicalNsPerByte, zstd3: zstd3.typicalNsPerByte)
+        var (bytes, dataPages) = (0, 0)
+        for run in runs {
+            func ratio(_ left: Int) -> Double { Double(left) / Double(run.rawBytes) }
+            var chooser = CodecChooser(
+                lz4: (speeds.lz4, ratio(run.lz4Bytes)), zstd1: (speeds.zstd1, ratio(run.zstd1Bytes)),
+                zstd3: (speeds.zstd3, ratio(run.zstd3Bytes)))
+            let choice = chooser.decide(linkBytesPerNs: linkBytesPerNs)
+            if choice != .raw { sample.squeezedPages += run.pages }
+            dataPages += run.pages
+            switch choice {
+            case .raw: bytes += run.rawBytes
+            case .lz4: bytes += run.lz4Bytes
+            case .zstd(let level): bytes += level <= 1 ? run.zstd1Bytes : run.zstd3Bytes
+            }
+        }
         if dataPages > 0 { sample.bytesPerPage = Double(bytes) / Double(dataPages) }
         return sample
     }
 
-    /// Takes out of the batch what can be had elsewhere.
-    private mutating func refer() {
-        guard let references else { return }
-        var room = Limits.batchRecords - batch.recordCount
-        var slots: UInt64 = 0
-        var slot = 0
-        var (onDisk, inSnapshot) = (0, 0)
-        for index in 0..<batch.recordCount where batch.records[index].form != .zero {
-            let record = batch.records[index]
-            for page in record.first..<record.first + PageNumber(record.count) {
-                defer { slot += 1 }
-                let bytes = batch.data.bytes.extracting(slot * Limits.pageBytes..<(slot + 1) * Limits.pageBytes)
-                guard room > 0, !bytes.isAllZero, let place = references.place(of: bytes, page) else { continue }
-                switch place {
-                case .disk: onDisk += 1
-                case .snapshot: inSnapshot += 1
-                }
-                slots |= 1 << UInt64(slot)
-                room -= 1
-            }
-        }
-        batch.remove(slots: slots)
-        sample.diskPages += onDisk
-        sample.snapshotPages += inSnapshot
-        sample.pages += onDisk + inSnapshot
-    }
+    private struct Codec: ~Copyable {
+        var encoder = BatchEncoder()
+        /// Of each run.
+        var nsPerByte: [Double] = []
 
-    private mutating func encode() {
-        let trial = trialsDone < Self.trials.count ? Self.trials[trialsDone] : nil
-        if trial == nil {
-            // What was on trial counts as long as there is nothing better.
-            if !isChosen {
-                sample = MemorySample(pages: 0, zeroPages: 0, bytesPerPage: sample.bytesPerPage)
-                (bytes, dataPages, isChosen) = (0, 0, true)
-            }
-            refer()
+        /// The median: a run may have waited for a processor, and the first one made the codec's tables.
+        var typicalNsPerByte: Double {
+            let sorted = nsPerByte.sorted()
+            return sorted.isEmpty ? 0 : sorted[sorted.count / 2]
         }
-        guard batch.hasRecords() else { return batch.reset() }
-        let choice = trial ?? chooser.decide(linkBytesPerNs: linkBytesPerNs)
-        let began = Instant.now()
-        let result = encoder.encode(&batch, choice)
-        let tookNs = Instant.now().ms(since: began) * 1e6
-        let pages = result.rawPages + result.squeezedPages
-        sample.pages += pages + result.zeroPages
-        sample.zeroPages += result.zeroPages
-        sample.squeezedPages += result.squeezedPages
-        batch.reset()
-        guard pages > 0 else { return }
-        let (left, whole) = (result.headBytes + result.rawBytes, Double(pages * Limits.pageBytes))
-        let ratio = min(1, Double(left) / whole)
-        if trial == .zstd(level: 1) { chooser.probed(ratio: ratio) }
-        if trialsDone % 2 == 1 || trial == nil { chooser.measured(choice, nsPerByte: tookNs / whole, ratio: ratio) }
-        if trial != nil { trialsDone += 1 }
-        bytes += left
-        dataPages += pages
     }
 }
