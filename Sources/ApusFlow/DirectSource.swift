@@ -128,10 +128,11 @@ struct DirectSource: ~Copyable {
             note(decision, gate.shortfall(sample))
             if decision == .refuse { return }
             lastReady = max(rounds.readyCount, 1)
-            if decision == .open, case .throughRound = sample.standing { letStand() }
+            if decision == .open, case .throughRound = sample.standing { letStand(fullyForMs: maxDowntimeMs) }
             // What is written again and again is not sent once more before it is fetched.
             if decision == .handOver && pull != .rest { rounds.putBack() } else { try sendReady(untilDue: isOpen) }
             waitForLanes()
+            brake?.ease()
             if decision == .open || decision == .handOver {
                 isOpen = true
                 handsOver = handsOver || decision == .handOver
@@ -173,9 +174,9 @@ struct DirectSource: ~Copyable {
     }
 
     /// Until QEMU has stopped the guest.
-    private func letStand() {
+    private func letStand(fullyForMs: Double = 0) {
         // Where it fails the guest runs on, and the last round is longer.
-        do { try brake?.stand() } catch { brake?.release() }
+        do { try brake?.stand(fullyForMs: fullyForMs) } catch { brake?.release() }
     }
 
     // MARK: What travels

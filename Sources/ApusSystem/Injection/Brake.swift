@@ -21,6 +21,8 @@ public final class Brake: Sendable {
         var share = 0.0
         /// Since when they have stood nearly all the time.
         var standsSince: Instant?
+        /// Until then without a moment in between.
+        var fullyUntil: Instant?
         /// For the time being; the share is kept.
         var isHeld = false
         var isOver = false
@@ -29,6 +31,7 @@ public final class Brake: Sendable {
         var failure: InjectionError?
 
         var isStopping: Bool { share > 0 && !isHeld && !isOver }
+        var fullyMs: Double { isStopping ? fullyUntil.map { $0.ms(since: Instant.now()) } ?? 0 : 0 }
         var needsWorker: Bool { worker == nil && share > 0 && !isOver }
     }
 
@@ -59,15 +62,22 @@ public final class Brake: Sendable {
         if isNew { try begin() }
     }
 
-    /// Until ``release()`` they stand still.
-    public func stand() throws(SystemError) {
+    /// Until ``release()`` they stand still, but for moments.
+    ///
+    /// - Parameter fullyForMs: at first without these, until ``ease()``, and no longer than so. A guest that is late writes as
+    ///   much in a moment as a link carries until the next.
+    public func stand(fullyForMs: Double = 0) throws(SystemError) {
         let isNew = state.update { state in
             state.share = Self.standing
+            state.fullyUntil = fullyForMs > 0 ? Instant.now().adding(ms: fullyForMs) : nil
             state.standsSince = state.standsSince ?? Instant.now()
             return state.needsWorker
         }
         if isNew { try begin() }
     }
+
+    /// QEMU is about to stop the guest, for which its vCPUs must run for a moment.
+    public func ease() { state.update { $0.fullyUntil = nil } }
 
     private func begin() throws(SystemError) {
         let worker = try WorkerThread("apus-brake") { [self] in work() }
@@ -100,8 +110,9 @@ public final class Brake: Sendable {
             }
             let tookMs = Instant.now().ms(since: began)
             stopped.wrappingAdd(UInt64(tookMs * 1e6), ordering: .relaxed)
-            // A stop that took longer is made up for.
-            _ = state.wait(ms: tookMs * (1 - share) / share) { $0.isOver ? true : nil }
+            // A stop that took longer is made up for, but not one that was to be longer.
+            let dueMs = share == Self.standing ? min(tookMs, Self.periodMs) : tookMs
+            _ = state.wait(ms: dueMs * (1 - share) / share) { $0.isOver || $0.fullyMs > 0 ? true : nil }
         }
     }
 
@@ -118,7 +129,12 @@ public final class Brake: Sendable {
     private func stop(forMs ms: Double) throws(InjectionError) {
         let all = try StoppedThreads.stop(threads, of: pid, pastSeccomp: false)
         guard all.count > 0 else { throw .processGone(pid: pid) }
-        _ = state.wait(ms: ms) { $0.isStopping ? nil : true }
+        let fullyMs = state.read { $0.fullyMs }
+        if fullyMs > 0 {
+            _ = state.wait(ms: fullyMs) { $0.fullyMs > 0 ? nil : true }
+        } else {
+            _ = state.wait(ms: ms) { $0.isStopping && $0.fullyMs <= 0 ? nil : true }
+        }
         _ = consume all
     }
 }
