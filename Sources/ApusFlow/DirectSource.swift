@@ -48,6 +48,8 @@ struct DirectSource: ~Copyable {
 
     /// A guest whose dirty pages do not get fewer is scanned this seldom: every scan makes it fault once per page.
     static let steadyRoundMs = 500.0
+    /// QEMU's answer to being told to migrate. A vCPU that stands may hold what it takes for that.
+    private static let replyMs = 20.0
     init(
         _ memory: DirectMemory, _ lanes: [LaneQueue], _ counters: [LaneCounters], own: LaneCounters,
         _ control: ControlOutlet, _ orders: DirectOrders, _ progress: RoundCounters, _ options: FlowOptions,
@@ -132,11 +134,10 @@ struct DirectSource: ~Copyable {
             // What is written again and again is not sent once more before it is fetched.
             if decision == .handOver && pull != .rest { rounds.putBack() } else { try sendReady(untilDue: isOpen) }
             waitForLanes()
-            brake?.ease()
             if decision == .open || decision == .handOver {
                 isOpen = true
                 handsOver = handsOver || decision == .handOver
-                if !handsOver, case .afterRound = sample.standing { letStand() }
+                if !handsOver, sample.standing != .no { letStand(fullyForMs: Self.replyMs) }
                 report(.converged(predictedDowntimeMs: handsOver ? gate.fixedMs : predictedMs))
             }
             // A guest that stands still half the time is not let wait.
@@ -174,7 +175,7 @@ struct DirectSource: ~Copyable {
     }
 
     /// Until QEMU has stopped the guest.
-    private func letStand(fullyForMs: Double = 0) {
+    private func letStand(fullyForMs: Double) {
         // Where it fails the guest runs on, and the last round is longer.
         do { try brake?.stand(fullyForMs: fullyForMs) } catch { brake?.release() }
     }

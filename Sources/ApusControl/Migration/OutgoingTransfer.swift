@@ -230,11 +230,15 @@ final class OutgoingTransfer: Sendable {
             let isSlowed = (brake?.share ?? 0) > 0
             let isOver = askQemu()
             await limitDowntime(isSlowed && !isOver ? UInt64(Double(limitMs) * Self.slowedShare) : limitMs)
-        case .direct: try flow.connect(try await Self.connection(of: machine))
+        case .direct:
+            let socket = try await Self.connection(of: machine)
+            brake?.ease()
+            try flow.connect(socket)
         case .directBesideQemu, .keeping:
             flow.keepRest()
             await limitDowntime(askQemu() ? limitMs : min(Self.droppedDowntimeMs, limitMs))
             flow.letQemuFinish()
+            brake?.ease()
         }
     }
 
