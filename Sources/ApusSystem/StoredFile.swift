@@ -28,9 +28,14 @@ public struct FileStamp: Sendable, Equatable {
 public enum FileKind: Sendable, Equatable { case regular, blockDevice, other }
 
 extension Descriptor {
-    /// Opens a file that somebody else named: never waits for a pipe's other end, never becomes a controlling terminal.
+    /// Opens a file that somebody else named: never waits for a pipe's other end, never becomes a controlling terminal. What is
+    /// neither a regular file nor a block device is looked at only, for some devices act when they are opened.
     public static func openContent(_ path: String) throws(SystemError) -> Descriptor {
-        try openFile(path, O_RDONLY | O_NONBLOCK | O_NOCTTY)
+        // SAFETY: the path is NUL-terminated for the call.
+        let fd = try retrying("open") { Int(unsafe path.withCString { unsafe capus_look_at($0) }) }
+        let seen = Descriptor(owning: Int32(fd))
+        if try seen.kind() == .other { return seen }
+        return try openFile("/proc/self/fd/\(seen.number)", O_RDONLY | O_NONBLOCK | O_NOCTTY)
     }
 
     /// A new, empty file of our own, readable by nobody else; an old one is cut. Links are not followed.

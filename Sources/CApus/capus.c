@@ -26,6 +26,7 @@ off_t capus_seek_data(int fd, off_t from) { return lseek(fd, from, SEEK_DATA); }
 off_t capus_seek_hole(int fd, off_t from) { return lseek(fd, from, SEEK_HOLE); }
 
 int capus_memory_file(void) { return memfd_create("apus", MFD_CLOEXEC); }
+int capus_look_at(const char *path) { return open(path, O_PATH | O_CLOEXEC); }
 int capus_punch(int fd, off_t from, off_t length) {
     return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, from, length);
 }

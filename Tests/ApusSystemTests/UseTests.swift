@@ -54,6 +54,31 @@ struct UseTests {
         #expect(target.isWell())
     }
 
+    /// What was only read may travel before the guest moves, for a write to it is told afterwards.
+    @Test func aWriteToWhatWasReadIsTold() throws {
+        let target = try WriteTarget()
+        try target.standStill()
+        let tracker = try WriteTracker.attach(pid: target.pid, areas: [target.shared], journal: target.journal)
+        try tracker.forgetUse()
+        try tracker.takeWritten { _, _, _ in }
+        let read: [UInt64] = [5, 6, 63, 64, 4000]
+        for page in read { try target.read(at: page * 4096) }
+        #expect(try used(tracker) == read)
+        #expect(try written(tracker) == [])
+        for page in read { try target.write(at: page * 4096) }
+        #expect(try written(tracker) == read)
+        try tracker.detach()
+        #expect(target.isWell())
+    }
+
+    private func written(_ tracker: WriteTracker) throws -> [UInt64] {
+        var pages: [UInt64] = []
+        try tracker.eachWritten { _, offset, byteCount in
+            for page in 0..<byteCount / 4096 { pages.append(offset / 4096 + page) }
+        }
+        return pages
+    }
+
     @Test func privateMemoryIsLeftAlone() throws {
         let target = try WriteTarget()
         let tracker = try WriteTracker.attach(pid: target.pid, areas: target.areas, journal: target.journal)

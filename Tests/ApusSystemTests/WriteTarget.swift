@@ -62,6 +62,7 @@ final class WriteTarget: Sendable {
     func standStill() throws { _ = try Self.ask(control, "p", answers: 1) }
     func goOn() throws { _ = try Self.ask(control, "g", answers: 1) }
     func write(at offset: UInt64) throws { _ = try Self.ask(control, "w", offset, answers: 1) }
+    func read(at offset: UInt64) throws { _ = try Self.ask(control, "r", offset, answers: 1) }
     func discard(at offset: UInt64) throws { _ = try Self.ask(control, "d", offset, answers: 1) }
     func startSignals() throws { _ = try Self.ask(control, "s", answers: 1) }
     func endSignals() throws -> (sent: UInt64, handled: UInt64) {

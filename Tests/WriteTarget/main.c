@@ -13,6 +13,7 @@
 //   i          address of the shared memory, of the anonymous memory, descriptor of the shared one
 //   p, g       1; the writers stand still, go on
 //   w OFFSET   1; one word written at this offset of both
+//   r OFFSET   1; one word read at this offset of the shared memory
 //   d OFFSET   1; the page at this offset of both is given back to the kernel
 //   s          1; signals begin
 //   S          signals sent, signals handled; signals end
@@ -158,6 +159,7 @@ int main(int count, char **words) {
                 answer(&done, 1);
                 break;
             }
+            case 'r': (void)*(volatile uint64_t *)(shared + offset()), answer(&done, 1); break;
             case 'd': {
                 uint64_t at = offset() / PAGE * PAGE;
                 if (fallocate(memory_file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, PAGE) < 0) return 1;

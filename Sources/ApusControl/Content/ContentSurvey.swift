@@ -102,17 +102,21 @@ extension ContentDesk {
             notes.append("\(host) does not tell what it could read itself.")
             return nil
         }
-        notes += answer.terms.notes.prefix(SessionLimits.entryCountMax).map { "\(host) says: \($0)" }
+        notes += Self.told(answer, host)
         references.images = answer.terms.images.filter(images.indices.contains).map { images[$0].index }
         guard answer.holder != nil, let secret = answer.terms.secretBytes else { return references }
         question.hints = try await offPool("apus-sample") { try sampler.hints(Self.key(secret)) }
         let second = question
         do {
             let answer = try await offPool("apus-survey") { try Self.ask(peer, second) }
-            if answer.held == nil { notes += answer.terms.notes.map { "\(host) says: \($0)" } }
+            if answer.held == nil { notes += Self.told(answer, host) }
             references.held = Set(answer.held ?? [])
         } catch { notes.append("\(host) does not tell what it holds of \(machine.name): \(error)") }
         return references
+    }
+
+    private static func told(_ answer: SurveyAnswer, _ host: String) -> [String] {
+        answer.terms.notes.prefix(SessionLimits.entryCountMax).map { "\(host) says: \($0)" }
     }
 
     /// Waits while the peer is busy, be it only with taking leave of the connection before.

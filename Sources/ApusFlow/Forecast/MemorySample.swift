@@ -4,7 +4,7 @@ public import ApusMemory
 public import ApusSystem
 internal import ApusWire
 
-/// What a part of a guest's pages, chosen at random, is like to send.
+/// What a part of a guest's pages, spread over all of them, is like to send.
 public struct MemorySample: Sendable, Equatable {
     public var pages: Int
     public var zeroPages: Int

@@ -15,6 +15,8 @@ static inline int capus_fcntl(int fd, int command, int value) { return fcntl(fd,
 // Behind _GNU_SOURCE, which the Swift overlay is built without.
 int capus_accept(int fd);
 int capus_memory_file(void);
+// What a path leads to, without opening it.
+int capus_look_at(const char *path);
 // Private memory, zeros where it is new, at its old or a new address; MAP_FAILED when the kernel has no room.
 void *capus_grow(void *old, size_t old_count, size_t new_count);
 ssize_t capus_process_vm_readv(pid_t pid, const struct iovec *local, const struct iovec *remote);
