@@ -2,6 +2,7 @@
 
 import ApusControl
 import ApusFlow
+import ApusMemory
 
 extension World {
     mutating func stepA() throws {

@@ -216,5 +216,22 @@ extension RealGuests {
                 }
             }
         }
+
+        @Test(.timeLimit(.minutes(2))) func nothingOfAPlanStaysInQemu() async throws {
+            try await FaultStage.with { stage in
+                let (source, host) = (stage.source, stage.destination.endpoint)
+                async let cut = source.attempt(["plan", Self.vm, host, "--seconds", "30"])
+                for _ in 0..<200 where try await traces(in: source).isEmpty {
+                    try await Task.sleep(for: .milliseconds(50))
+                }
+                #expect(try await !traces(in: source).isEmpty)
+                try await source.kill()
+                #expect(try await cut.exitCode != 0)
+                try await stage.restart(source)
+                #expect(try await traces(in: source) == [])
+                #expect(try await source.machines().first?.job == nil)
+                try await source.apus(["plan", Self.vm, host, "--seconds", "0.5"])
+            }
+        }
     }
 }

@@ -81,7 +81,7 @@ struct Planner {
             ways.append((.direct, min(whole, lines ?? whole)))
         } catch let obstacle as DirectAccess.Obstacle {
             notes.append("It cannot go by the direct port. \(obstacle)")
-            history = try await Self.askQemu(machine)
+            history = try await Self.askQemu(machine, memoryBytes: layout.byteCount)
         }
         ways.append((.stream, ways.first?.again ?? min(first, known.againBytesPerPage ?? first)))
         guard let workingSet = history.curve else {
@@ -131,12 +131,16 @@ struct Planner {
         }
     }
 
+    /// 128 MB are hashed in a fraction of a second.
+    private static let askedPages = 32_768
     /// QEMU compares the hashes of some pages before and after: whole seconds only.
-    private static func askQemu(_ machine: Machine) async throws -> WorkingSetHistory {
+    private static func askQemu(_ machine: Machine, memoryBytes: UInt64) async throws -> WorkingSetHistory {
+        // The few that it looks at by default may all be pages that a small guest did not write.
+        let perGiB = min(max(Self.askedPages * (1 << 30) / max(Int(memoryBytes), 1), 128), 16384)
         var history = WorkingSetHistory()
         var endMs = 0.0
         for seconds in [1, 2] {
-            _ = try await machine.qmp.execute(.calcDirtyRate(calcTimeS: seconds))
+            _ = try await machine.qmp.execute(.calcDirtyRate(calcTimeS: seconds, samplePagesPerGiB: perGiB))
             let spanMs = Double(seconds) * 1000
             endMs += spanMs
             for _ in 0..<20 {
