@@ -58,6 +58,8 @@ struct PushWindow: Sendable {
     private static let rateKept = 0.98
     /// Until something is known.
     private static let assumedBytesPerNs = 0.125
+    /// Believed of what others say: on a faster link it is the processors that limit.
+    private static let toldBytesPerNsMax = 1.25
     static let bytesMax = 8.0 * 1024 * 1024
     /// The way may have become longer: after so long it is measured anew, with as little in flight as there may be.
     private static let wayForNs: UInt64 = 10_000_000_000
@@ -66,7 +68,7 @@ struct PushWindow: Sendable {
     ///   - bytesPerNs: what others have seen of the link; nil: nothing.
     ///   - wayNs: of a small frame on an idle link; 0: not known.
     init(bytesPerNs: Double?, wayNs: Double) {
-        self.bytesPerNs = bytesPerNs ?? Self.assumedBytesPerNs
+        self.bytesPerNs = min(bytesPerNs ?? Self.assumedBytesPerNs, Self.toldBytesPerNsMax)
         isStarting = bytesPerNs == nil
         bytes = isStarting ? bytesMin : filling(wayNs)
     }
