@@ -52,6 +52,8 @@ struct PushWindow: Sendable {
     /// Of a long way, as a share of it: times vary with it, and what is urgent takes that long anyhow.
     private static let queueShare = 1.0 / 16
     private static let roundFrames = 8
+    /// Of a round that seeks the rate: nothing shrinks by mistake yet.
+    private static let firstFrames = 2
     /// Bounds of one step.
     private static let steps = 0.7...1.5
     /// What a round that shows less leaves of the rate: the link may have become slower.
@@ -96,14 +98,25 @@ struct PushWindow: Sendable {
         if besideNs(frame) < round.fastest.map(besideNs) ?? .infinity { round.fastest = frame }
         round.frames += 1
         round.isFull = round.isFull || isFull
-        guard round.frames >= max(Self.roundFrames, framesLeft), let fastest = round.fastest else { return }
+        guard round.frames >= max(isStarting ? Self.firstFrames : Self.roundFrames, framesLeft),
+            let fastest = round.fastest
+        else { return }
         let isFull = round.isFull
         round = Round()
-        if isFull {
-            let shown = min(fastest.bytesPerNs, bytesPerNs * Self.steps.upperBound)
+        if isFull { learnRate(fastest) }
+        learnWay(fastest, isFull, nowNs)
+    }
+
+    /// A queue shows the rate. Without one the link is at least so fast; but the first bytes after a rest are often let
+    /// through at once, however slow it is.
+    private mutating func learnRate(_ fastest: Frame) {
+        let steps = bytesPerNs * Self.steps.lowerBound...bytesPerNs * Self.steps.upperBound
+        let shown = min(max(fastest.bytesPerNs, steps.lowerBound), steps.upperBound)
+        if case .known(let least, _) = way, besideNs(fastest) - max(0, besideNs(least)) > Self.queueNs / 2 {
+            bytesPerNs = shown
+        } else {
             bytesPerNs = max(shown, bytesPerNs * Self.rateKept)
         }
-        learnWay(fastest, isFull, nowNs)
     }
 
     /// By today's rate: a better one moves all times that are compared alike.

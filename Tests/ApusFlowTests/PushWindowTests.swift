@@ -19,6 +19,7 @@ import Testing
     }
 
     struct Outcome {
+        var framePages = 0
         /// Of the link.
         var used = 0.0
         /// Milliseconds that an urgent page would wait behind what is in the queue when a frame joins it.
@@ -37,6 +38,8 @@ import Testing
         var busyMs = 0.0
         /// The way takes up to so much longer, as chance has it.
         var jitterMs = 0.0
+        /// After a rest so much passes at once, in milliseconds of the link.
+        var burstMs = 0.0
         /// From then on the way is twice as long, and the rate is half of it.
         var worseAtMs = Double.infinity
 
@@ -50,11 +53,13 @@ import Testing
                 let worse = nowNs >= worseAtMs * 1e6 ? 2.0 : 1
                 let frame = window.framePages * Limits.pageBytes
                 if inFlight.isEmpty || Double(inFlightBytes + frame) <= window.bytes {
+                    freeAt = max(freeAt, nowNs - burstMs * 1e6)
                     let begins = max(nowNs, freeAt)
-                    freeAt = begins + Double(frame) / way.bytesPerNs * worse
+                    freeAt += Double(frame) / way.bytesPerNs * worse
                     // Credits come in order, whatever chance has in mind.
                     var credit = max(
-                        freeAt + way.ms * 1e6 * worse + 1e6 * Double.random(in: 0...jitterMs, using: &random),
+                        max(nowNs, freeAt) + way.ms * 1e6 * worse + 1e6
+                            * Double.random(in: 0...jitterMs, using: &random),
                         inFlight.last?.credit ?? 0)
                     let phase = credit.truncatingRemainder(dividingBy: 4e6)
                     if phase < busyMs * 1e6 { credit += busyMs * 1e6 - phase }
@@ -75,6 +80,7 @@ import Testing
                 }
             }
             let worse = worseAtMs < ms ? 2.0 : 1
+            outcome.framePages = window.framePages
             outcome.used = Double(sentBytes) / ((ms - since) * 1e6) / way.bytesPerNs * worse
             return outcome
         }
@@ -106,6 +112,16 @@ import Testing
         #expect(outcome.used > 0.9, "\(outcome.used)")
         let frameMs = max(0.13, 4096 / way.bytesPerNs / 1e6)
         #expect(outcome.mostMs < 2 * way.queueMs + 2 * frameMs + jitterMs, "\(outcome.mostMs) ms")
+    }
+
+    /// A shaper lets the first bytes through at the speed of the memory.
+    @Test(arguments: Way.all)
+    func aBurstIsNotTakenForTheLink(_ way: Way) {
+        let outcome = Link(way: way, told: way.bytesPerNs, burstMs: 4).run(ms: 500, since: 250)
+        #expect(outcome.used > 0.9, "\(outcome.used)")
+        #expect(Double(outcome.framePages * Limits.pageBytes) / way.bytesPerNs < 400_000, "\(outcome.framePages) pages")
+        let frameMs = max(0.13, 4096 / way.bytesPerNs / 1e6)
+        #expect(outcome.mostMs < 3 * way.queueMs + 2 * frameMs, "\(outcome.mostMs) ms")
     }
 
     @Test(arguments: Way.all)
