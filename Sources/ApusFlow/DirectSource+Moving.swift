@@ -15,12 +15,13 @@ extension DirectSource {
         if orders.isOver { return }
         try flush()
         waitForLanes()
+        var rest = PageSet(pageCount: layout.pageCount)
+        // Pages that come into being from here on are written, so the scan finds them.
+        for run in try dataRuns() { rest.insert(first: run.first, count: run.count) }
+        rest.subtract(sent)
         report(.converged(predictedDowntimeMs: SwitchGate.fixedMs))
         guard orders.waitForStop() else { return }
         brake?.release()
-        var rest = PageSet(pageCount: layout.pageCount)
-        for run in try dataRuns() { rest.insert(first: run.first, count: run.count) }
-        rest.subtract(sent)
         // What the last round found did not travel; what it held back, the scan finds again. A page that was written and is
         // a hole by now counts too: the destination may have something else in it.
         rest.formUnion(rounds.ready)

@@ -18,22 +18,23 @@ struct PullPushes: ~Copyable {
     private var receiver: FrameReceiver
     private var pages: PullSender
     private var encoder: LaneEncoder
-    private var meter: LinkMeter
     private var pacer: Pacer
-    private var window = PushWindow()
+    private var window = PushWindow(bytesPerNs: nil, wayNs: 0)
     private var isFull = false
-    /// Frames that are not credited yet: what had been sent with them, and when.
-    private var inFlight: [(endBytes: UInt64, sentNs: UInt64)] = []
+    /// Frames that are not credited yet.
+    private var inFlight: [InFlight] = []
     private let due: Monitor<PushesDue?>
     private let clock: GuestClock
     private var sentBytes: UInt64 = 0
     private var creditedBytes: UInt64 = 0
 
-    /// Link time of one frame: what is urgent may have to wait for it.
-    private static let frameNs = 130_000.0
-    private static let framePagesMin = 2
-    /// As for a lane.
-    private static let assumedBytesPerNs = 0.125
+    private struct InFlight {
+        /// What had been sent with it, and what of that had been credited before.
+        let endBytes: UInt64
+        let creditedBytes: UInt64
+        let byteCount: Int
+        let sentNs: UInt64
+    }
 
     init(
         _ connection: consuming Connection, _ reader: GuestReader, _ counters: LaneCounters,
@@ -46,22 +47,26 @@ struct PullPushes: ~Copyable {
         encoder = LaneEncoder(
             LaneShare(lane: 0, lanes: 1), .init(squeezes: squeezes, lineBytes: nil, tableBytesMax: 0),
             cpuNs: Instant.threadCPUNs)
-        meter = LinkMeter(nowNs: Instant.now().ns, assumedBytesPerNs: Self.assumedBytesPerNs)
         pacer = Pacer(bytesPerS: bytesPerS)
         self.due = due
         self.clock = clock
     }
 
+    /// Begins when the destination says what it lacks: its device state, sent before, is there or nearly so, and until its
+    /// guest runs nobody else needs the link.
+    ///
     /// - Parameters:
+    ///   - linkBytesPerNs: as the lanes have seen it; nil: they have not.
     ///   - makeOrder: from what the destination lacks.
     ///   - counts: told what was taken out of it.
     mutating func run(
-        _ mayPush: Latch, _ isCurrent: () -> Bool, _ makeOrder: (PageSet) -> PushOrder, _ counts: PushCounters
+        linkBytesPerNs: () -> Double?, _ isCurrent: () -> Bool, _ makeOrder: (PageSet) -> PushOrder,
+        _ counts: PushCounters
     ) throws(FabricError) {
         let missing = try learnMissing()
         let socket = sender.socket
+        window = PushWindow(bytesPerNs: linkBytesPerNs(), wayNs: Double(socket.roundTripNs))
         due.update { if isCurrent() { $0 = PushesDue(owner: socket, order: makeOrder(missing)) } }
-        mayPush.wait()
         while let run = take(socket) {
             counts.add(run)
             // A stripe may hold the end of one block and the beginning of the next.
@@ -73,7 +78,7 @@ struct PullPushes: ~Copyable {
                 let part = Int(min(end, block.firstPage + block.pageCount) - page)
                 let added = try pages.add(page, part)
                 page += PageNumber(added)
-                if added < part || pages.batch.dataPages >= framePages { try send() }
+                if added < part || pages.batch.dataPages >= window.framePages { try send() }
             }
         }
         try send()
@@ -82,15 +87,10 @@ struct PullPushes: ~Copyable {
     }
 
     private func take(_ socket: Socket) -> PushOrder.Run? {
-        let limit = max(1, framePages - pages.batch.dataPages)
+        let limit = max(1, window.framePages - pages.batch.dataPages)
         return due.update { due in
             due?.owner === socket ? due?.order.next(ms: clock.ms, limit: limit) : nil
         }
-    }
-
-    private var framePages: Int {
-        let pages = Int(meter.bytesPerNs * Self.frameNs) / Limits.pageBytes
-        return min(max(pages, Self.framePagesMin), Limits.batchPages)
     }
 
     private mutating func learnMissing() throws(FabricError) -> PageSet {
@@ -106,16 +106,15 @@ struct PullPushes: ~Copyable {
 
     private mutating func send() throws(FabricError) {
         guard pages.batch.hasRecords() else { return }
-        while let frame = encoder.next(&pages.batch, linkBytesPerNs: meter.bytesPerNs, nowNs: Instant.now().ns) {
+        while let frame = encoder.next(&pages.batch, linkBytesPerNs: window.bytesPerNs, nowNs: Instant.now().ns) {
             guard case .pages(let result) = frame else { continue }
-            let startNs = try waitForLink(FrameHeader.byteCount + result.headBytes + result.rawBytes)
+            try waitForLink(FrameHeader.byteCount + result.headBytes + result.rawBytes)
+            let sentNs = Instant.now().ns
             let bytes = try PullSender.transmit(
                 &sender, PullServer.pushLane, encoder.pages.head, pages.batch, result)
-            let nowNs = Instant.now().ns
-            if nowNs - startNs > 1_000_000 { meter.waited(ns: nowNs - startNs) }
-            meter.tick(nowNs: nowNs)
             sentBytes += UInt64(bytes)
-            inFlight.append((sentBytes, startNs))
+            inFlight.append(
+                InFlight(endBytes: sentBytes, creditedBytes: creditedBytes, byteCount: bytes, sentNs: sentNs))
             pages.counters.wireBytes.add(bytes)
             pages.counters.count(result)
             pages.counters.cpuNs.set(Instant.threadCPUNs())
@@ -123,24 +122,17 @@ struct PullPushes: ~Copyable {
         pages.batch.reset()
     }
 
-    /// - Returns: the time when the frame may go.
-    private mutating func waitForLink(_ length: Int) throws(FabricError) -> UInt64 {
+    private mutating func waitForLink(_ length: Int) throws(FabricError) {
         while try receiver.receiveIfAny() != nil { try takeCredit() }
         while !encoder.flight.hasRoom
             || (sentBytes > creditedBytes && sentBytes - creditedBytes + UInt64(length) > UInt64(window.bytes))
         {
             isFull = true
-            let startNs = Instant.now().ns
             guard try receiver.receive() != nil else { throw .closed }
             try takeCredit()
-            meter.waited(ns: Instant.now().ns - startNs)
         }
         let delayNs = pacer.delayNs(for: length, nowNs: Instant.now().ns)
-        if delayNs > 0 {
-            pause(ms: Double(delayNs) / 1e6)
-            meter.waited(ns: delayNs)
-        }
-        return Instant.now().ns
+        if delayNs > 0 { pause(ms: Double(delayNs) / 1e6) }
     }
 
     private mutating func takeCredit() throws(FabricError) {
@@ -151,16 +143,18 @@ struct PullPushes: ~Copyable {
         guard bytes >= creditedBytes, bytes <= sentBytes,
             encoder.confirm(upTo: receiver.payload.littleEndian(at: 8, as: UInt64.self))
         else { throw .frame(.badPayload(.credit, "\(bytes) bytes of \(sentBytes) sent")) }
-        meter.credited(bytes - creditedBytes)
         creditedBytes = bytes
         let nowNs = Instant.now().ns
         while let frame = inFlight.first, frame.endBytes <= bytes {
             inFlight.removeFirst()
             window.credited(
-                tookNs: nowNs - frame.sentNs, isFull: isFull, inFlight: inFlight.count, nowNs: nowNs)
+                PushWindow.Frame(
+                    byteCount: frame.byteCount, inFlightBytes: Int(frame.endBytes - frame.creditedBytes),
+                    tookNs: nowNs - frame.sentNs),
+                isFull: isFull, framesLeft: inFlight.count, nowNs: nowNs)
             isFull = false
         }
-        pages.counters.linkBytesPerS.set(UInt64(meter.bytesPerNs * 1e9))
+        pages.counters.linkBytesPerS.set(UInt64(window.bytesPerNs * 1e9))
     }
 }
 

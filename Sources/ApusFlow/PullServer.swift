@@ -3,6 +3,7 @@ public import ApusFabric
 public import ApusMemory
 public import ApusSystem
 internal import ApusWire
+internal import Synchronization
 
 /// The source of a VM that runs at its destination already: gives the pages that are still missing there.
 ///
@@ -24,9 +25,10 @@ public final class PullServer: Sendable {
     private let pushed = PushCounters()
     private let prefetch: Prefetch
     private let recorded: Monitor<RecordOutcome>
-    private let mayPush = Latch()
     private let guestClock = GuestClock()
     private let connections = PullConnections()
+    /// Bytes per second; 0: not known.
+    private let linkBytesPerS = Atomic<UInt64>(0)
 
     /// What the two connections are called in their hello.
     public static let urgentLane: UInt16 = 0
@@ -59,10 +61,10 @@ public final class PullServer: Sendable {
             // How it ends does not matter: without a connection nothing can be served, and another one is made.
             if isUrgent {
                 var answers = PullAnswers(connection, reader, counters, due, pushed, guestClock)
-                try? answers.run(mayPush)
+                try? answers.run()
             } else {
                 var pushes = PullPushes(connection, reader, counters, due, guestClock, bytesPerS)
-                try? pushes.run(mayPush, isCurrent, makeOrder, pushed)
+                try? pushes.run(linkBytesPerNs: linkBytesPerNs, isCurrent, makeOrder, pushed)
             }
             if isCurrent() { report() }
         }
@@ -75,11 +77,15 @@ public final class PullServer: Sendable {
     /// Both connections stand.
     public var isConnected: Bool { connections.areBoth }
 
-    /// The guest runs at the destination: what nobody waits for may travel too.
-    public func startPushing() {
-        guestClock.start()
-        mayPush.open()
+    /// What the lanes have seen of the link, before anything is pushed.
+    public func learnLink(bytesPerS: UInt64) { linkBytesPerS.set(bytesPerS) }
+    private func linkBytesPerNs() -> Double? {
+        let bytesPerS = linkBytesPerS.now
+        return bytesPerS == 0 ? nil : Double(bytesPerS) / 1e9
     }
+
+    /// The guest runs at the destination: its walks go on.
+    public func guestRuns() { guestClock.start() }
 
     /// Ends all connections, until new ones are attached.
     public func hold() {
@@ -88,10 +94,7 @@ public final class PullServer: Sendable {
     }
 
     /// For ever.
-    public func stop() {
-        hold()
-        mayPush.open()
-    }
+    public func stop() { hold() }
 
     /// What brought the pages forward that were pushed, and the record that did.
     public func prefetched() -> PrefetchCounts {
@@ -167,7 +170,7 @@ private struct PullAnswers: ~Copyable {
         self.clock = clock
     }
 
-    mutating func run(_ mayPush: Latch) throws(FabricError) {
+    mutating func run() throws(FabricError) {
         while let frame = try receiver.receive() {
             guard frame.kind == .wanted else { throw .frame(.unexpectedKind(frame.kind)) }
             for index in 0..<(try runCount()) {
@@ -175,8 +178,6 @@ private struct PullAnswers: ~Copyable {
                 try answer(run.first, run.count)
                 note(run)
             }
-            // While nothing is pushed nothing is in the way either.
-            if !mayPush.isOpened { try answerAround() }
         }
     }
 
@@ -186,10 +187,6 @@ private struct PullAnswers: ~Copyable {
             (0..<PageNumber(run.count)).count { due?.order.touched(run.first + $0, ms: ms) == false }
         }
         pushed.late.add(late)
-    }
-
-    private mutating func answerAround() throws(FabricError) {
-        while let run = due.update({ $0?.order.nextAround() }) { try answer(run.first, run.count) }
     }
 
     private func runCount() throws(FabricError) -> Int {

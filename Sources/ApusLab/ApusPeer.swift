@@ -198,6 +198,7 @@ public struct ApusPeer: Sendable {
         outcome.totalMs = (ended - started).milliseconds
         outcome.prepareMs = (console.connected - started).milliseconds
         outcome.reportedDowntimeMs = job.summary?.downtimeMs
+        outcome.downtimeParts = job.summary?.downtimeParts
         outcome.rounds = job.summary?.rounds
         outcome.bytesAfterRound1 = history.bytesAfterRound1
         outcome.pull = job.summary?.pull

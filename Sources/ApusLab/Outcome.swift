@@ -20,6 +20,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var moveMs: Double? { totalMs.flatMap { total in prepareMs.map { total - $0 } } }
     /// What the mover itself reports.
     public var reportedDowntimeMs: Double?
+    /// What that was made of; nil: the mover does not say.
+    public var downtimeParts: [DowntimePart]?
     public var pause: GuestPause?
     /// Both directions, from the interface counters; nil without namespaces.
     public var wireBytes: UInt64?

@@ -107,6 +107,9 @@ public final class Socket: Sendable {
         try set(Int32(IPPROTO_TCP), TCP_USER_TIMEOUT, Int32(deadAfterMs))
     }
 
+    /// The least that a round trip has taken, as TCP knows it; 0: not known.
+    public var roundTripNs: UInt64 { UInt64(capus_round_trip_us(descriptor.number)) * 1000 }
+
     /// Upper bounds of the kernel's buffers, in bytes.
     public func setBuffers(receive: Int?, send: Int?) throws(SystemError) {
         if let receive { try set(SOL_SOCKET, SO_RCVBUF, Int32(receive)) }

@@ -147,7 +147,7 @@ extension OutgoingMigration {
 
     func serve(token: String) async {
         await connectService(token: token)
-        server?.startPushing()
+        server?.guestRuns()
     }
 
     /// Sees that what somebody waits for can be given.

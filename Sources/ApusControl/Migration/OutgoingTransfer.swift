@@ -324,6 +324,7 @@ enum QemuObservation {
 
 extension OutgoingMigration {
     func openGate() async {
+        if let server, let transfer { server.learnLink(bytesPerS: transfer.flow.sample().linkBytesPerS) }
         // Until QEMU has stopped it the guest stays as slow as it was made.
         do { try await transfer?.letQemuStop(maxDowntimeMs: request.maxDowntimeMs) } catch {
             post(.localFailed(SessionProblem("transfer-failed", error)))

@@ -14,23 +14,37 @@ public enum ResidencePayload {
     public static let wordsMax = 8 << 10
     public static let bytesMax = headBytes + wordsMax * 8
 
+    /// So many zero words end a piece: the guest stands still while they would travel.
+    private static let gapWords = 64
+
     /// All frames of a set, ready to send.
     public static func pieces(_ pages: PageSet) -> [[UInt8]] {
         var pieces: [[UInt8]] = []
-        for start in stride(from: 0, to: pages.wordCount, by: wordsMax) {
-            let words = (start..<min(start + wordsMax, pages.wordCount)).map { pages[word: $0] }
-            if words.contains(where: { $0 != 0 }) { pieces.append(piece(at: start, words)) }
+        var word = 0
+        while word < pages.wordCount {
+            let words = piece(of: pages, from: word)
+            if !words.isEmpty { pieces.append(encoded(pages, words)) }
+            word = max(words.upperBound, word + 1)
         }
-        if pieces.isEmpty { pieces.append(piece(at: 0, [])) }
+        if pieces.isEmpty { pieces.append(encoded(pages, 0..<0)) }
         pieces[pieces.count - 1][4] = 1
         return pieces
     }
 
-    private static func piece(at word: Int, _ words: [UInt64]) -> [UInt8] {
+    /// The words that one piece has when it begins with this one; empty: this one is zero.
+    private static func piece(of pages: PageSet, from start: Int) -> Range<Int> {
+        var end = start
+        for word in start..<min(start + wordsMax, pages.wordCount) {
+            if pages[word: word] != 0 { end = word + 1 } else if end == start || word - end >= gapWords { break }
+        }
+        return start..<end
+    }
+
+    private static func encoded(_ pages: PageSet, _ words: Range<Int>) -> [UInt8] {
         var writer = ByteWriter()
-        writer.put(UInt32(word))
+        writer.put(UInt32(words.lowerBound))
         writer.put(UInt32(0))
-        for word in words { writer.put(word) }
+        for word in words { writer.put(pages[word: word]) }
         return writer.bytes
     }
 

@@ -14,6 +14,8 @@ static inline int capus_open(const char *path, int flags, unsigned mode) { retur
 static inline int capus_fcntl(int fd, int command, int value) { return fcntl(fd, command, value); }
 // Behind _GNU_SOURCE, which the Swift overlay is built without.
 int capus_accept(int fd);
+// The least that a round trip of this TCP connection took, in microseconds; 0: not known.
+unsigned capus_round_trip_us(int fd);
 int capus_memory_file(void);
 // What a path leads to, without opening it.
 int capus_look_at(const char *path);

@@ -24,6 +24,15 @@ import Testing
         #expect(isLast == pieces.indices.map { $0 == pieces.count - 1 })
     }
 
+    /// The guest stands still while they travel.
+    @Test func fewPagesAreFewBytes() throws {
+        var set = PageSet(pageCount: 3_000_000)
+        for page in [70, 71, 9000, 2_999_999] as [PageNumber] { set.insert(first: page, count: 1) }
+        let pieces = ResidencePayload.pieces(set)
+        #expect(pieces.map(\.count) == [16, 16, 16])
+        #expect(try take(pieces, pageCount: 3_000_000).0 == set)
+    }
+
     @Test func anEmptySetIsOnePiece() throws {
         let pieces = ResidencePayload.pieces(PageSet(pageCount: 3_000_000))
         #expect(pieces.map(\.count) == [ResidencePayload.headBytes])
