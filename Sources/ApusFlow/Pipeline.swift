@@ -140,9 +140,7 @@ public final class SourceFlow: Sendable {
         switch port {
         case .stream:
             direct = nil
-            keepOrder =
-                options.pull == .nothing
-                ? nil : options.fetchable.map { KeepOrder($0, atOnce: options.pull == .everything) }
+            keepOrder = options.pull == .nothing ? nil : options.fetchable.map { KeepOrder($0, options.pull) }
             hotPages =
                 options.holdsHotPages && options.pull != .everything
                 ? StreamSource.Hold(maxDowntimeMs: options.maxDowntimeMs, lanes: counters, counters: HoldCounters())

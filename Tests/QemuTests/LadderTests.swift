@@ -86,20 +86,22 @@ extension RealGuests {
             }
         }
 
-        @Test(.timeLimit(.minutes(3))) func itMovesBeforeItsMemory() async throws {
-            try await with(.direct) { stage in
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func itMovesBeforeItsMemory(port: ApusPeer.Port) async throws {
+            try await with(port) { stage in
                 let job = try await move(stage, ["--allow", "postcopy"])
                 let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
                 let pull = try #require(ended.summary?.pull)
-                print("ladder | postcopy | \(ended.summary?.downtimeMs ?? -1) ms down, \(pull) | \(ended.notes)")
+                print("ladder | \(port.rawValue), postcopy | \(ended.summary?.downtimeMs ?? -1) ms down, \(pull) | \(ended.notes)")
                 #expect(pull.missingPages > 1000 && ended.summary?.slowedTo == nil)
                 #expect(ended.notes.contains { $0.contains("moves before its memory") })
             }
         }
 
         /// The deadline passes in the middle of the first pass.
-        @Test(.timeLimit(.minutes(3))) func aDeadlineIsKept() async throws {
-            try await FaultStage.with(rate: 50_000_000, port: .direct, workload: Self.writer) { stage in
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func aDeadlineIsKept(port: ApusPeer.Port) async throws {
+            try await FaultStage.with(rate: 50_000_000, port: port, workload: Self.writer) { stage in
                 let job = try await move(stage, ["--allow", "postcopy", "--deadline", "3"])
                 let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
                 #expect(ended.summary?.pull.map { $0.missingPages > 5000 } == true, "\(FaultStage.told(ended))")

@@ -103,7 +103,9 @@ actor OutgoingMigration {
         job = session.job
         logger = services.logger
         monitor = ProgressMonitor(
-            Self.gate(request, services.config.migrate, VMHistory(), guestRunning: session.guestRunning),
+            Self.gate(
+                request, services.config.migrate, VMHistory(), guestRunning: session.guestRunning,
+                ramBytes: machine?.definition.ramBytes ?? 0),
             movesWhenFlat: Self.movesWhenFlat(request, guestRunning: session.guestRunning))
         (inputs, inbox) = AsyncStream.makeStream(of: SessionInput<SourceEvent>.self)
         router = LinkRouter(job: session.job, inbox: inbox)

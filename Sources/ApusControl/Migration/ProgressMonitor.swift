@@ -95,6 +95,8 @@ struct ProgressMonitor: Sendable {
         self.movesWhenFlat = movesWhenFlat
     }
 
+    mutating func cannotHandOver() { gate.cannotHandOver() }
+
     /// - Parameter info: nil when QEMU was not asked or did not answer.
     /// - Returns: what to do about a guest that goes by the stream port, and why.
     mutating func take(
