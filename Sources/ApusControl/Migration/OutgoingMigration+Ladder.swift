@@ -20,7 +20,8 @@ extension MigrateRequest {
 extension OutgoingMigration {
     /// A guest that is paused does not write.
     nonisolated static func ladder(
-        _ request: MigrateRequest, _ config: AgentConfig.Migrate, guestRunning: Bool, handsOver: Bool, elapsedMs: Double,
+        _ request: MigrateRequest, _ config: AgentConfig.Migrate, guestRunning: Bool, handsOver: Bool,
+        elapsedMs: Double,
         handOverMs: Double = Ladder.handOverMs
     ) -> Ladder {
         guard guestRunning else { return Ladder() }

@@ -385,6 +385,7 @@ actor OutgoingMigration {
                 session.state == .transferring && !transfer.isDirect
                 ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
             if isReconnecting { monitor.forgetStall() }
+            monitor.saw(transfer.flow.takeLooks(), nowNs: Instant.now().ns)
             let decided = monitor.take(
                 transfer.flow.sample(), info, transfer.pedal, nowNs: Instant.now().ns, into: &status.progress)
             if session.state == .transferring, transfer.losesPatience(round: monitor.round) {

@@ -222,7 +222,7 @@ final class OutgoingTransfer: Sendable {
     /// let go on, and stops the guest as soon as it has caught up with it; so it is when pages stay.
     func letQemuStop(maxDowntimeMs: Int) async throws {
         let limitMs = UInt64(max(Double(maxDowntimeMs) * Self.countedShare, 1))
-        flow.closeReferences()
+        flow.prepareSwitch()
         switch port {
         case .stream where !keepsRest:
             // It loses a part of a pause to what it does not count, and a slowed guest will fit much less soon.
