@@ -23,8 +23,8 @@ struct BenchIndexing: AsyncParsableCommand {
     var image: String?
     @Option(help: "MiB of the image that is made, and of the memory that is stored.") var size = 1024
     @Option(help: "Where both lie while it is measured.") var folder = NSTemporaryDirectory()
-    @Option(help: "How often each of the three is measured.") var turns = 9
-    @Option(help: "Seconds of each.") var seconds = 4.0
+    @Option(help: "How often each of the three is measured.") var turns = 40
+    @Option(help: "Seconds of each.") var seconds = 1.0
     @Option(help: "MB/s read from the disk at most, as content.indexMBps.") var rate = 200.0
     @Option(help: "The QEMU to run.") var qemu = QemuProgram.installed
 
@@ -75,17 +75,28 @@ struct BenchIndexing: AsyncParsableCommand {
     }
 
     private func table(_ work: [[Double]], _ spentS: [Double]) -> Table {
-        var table = Table(["beside", "guest's work/s", "less, %", "of a CPU, %"])
+        var table = Table(["beside", "guest's work/s", "less, %", "standard error", "of a CPU, %"])
         let alone = work[Beside.nothing.rawValue]
         for beside in Beside.allCases {
+            var row = ["\(beside)", Spread(work[beside.rawValue])?.text ?? "", "", "", ""]
             let loss = zip(work[beside.rawValue], alone).map { (1 - $0 / $1) * 100 }
-            table.rows.append([
-                "\(beside)", Spread(work[beside.rawValue])?.text ?? "",
-                beside == .nothing ? "" : Spread(loss)?.text ?? "",
-                beside == .nothing ? "" : brief(spentS[beside.rawValue] / seconds / Double(turns) * 100),
-            ])
+            if beside != .nothing, let spread = Spread(loss) {
+                row[2...] = [
+                    spread.text, brief(Self.standardError(loss)),
+                    brief(spentS[beside.rawValue] / seconds / Double(turns) * 100),
+                ]
+            }
+            table.rows.append(row)
         }
         return table
+    }
+
+    /// Of the median of values that scatter as noise does.
+    private static func standardError(_ values: [Double]) -> Double {
+        let count = Double(values.count)
+        let mean = values.reduce(0, +) / count
+        let variance = values.reduce(0) { $0 + ($1 - mean) * ($1 - mean) } / max(count - 1, 1)
+        return 1.2533 * (variance / count).squareRoot()
     }
 
     /// As an agent's: it gives way on CPU and disk. Over and over, until the time is over.
