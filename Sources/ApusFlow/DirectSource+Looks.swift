@@ -12,7 +12,12 @@ extension DirectSource {
 
     mutating func lookIfDue() throws(FlowFailure) {
         let look: (seen: WorkingSetHistory.Look, isNews: Bool)?
-        do throws(SystemError) { look = try looks.look() } catch { throw Self.untold(error) }
+        let tracker = memory.tracker
+        do throws(SystemError) {
+            look = try looks.look { () throws(SystemError) in
+                Double(try tracker.writtenBytes() / UInt64(Limits.pageBytes))
+            }
+        } catch { throw Self.untold(error) }
         guard let look else { return }
         progress.dirtyPagesPerS.set(UInt64(look.seen.pages / max(looks.sinceScanMs, 0.1) * 1000))
         if look.isNews { saw(look.seen) }

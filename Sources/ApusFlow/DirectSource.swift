@@ -72,7 +72,7 @@ struct DirectSource: ~Copyable {
         sent = PageSet(pageCount: memory.layout.pageCount)
         handsOver = pull == .rest
         brake = options.brake
-        looks = RoundLooks(memory.tracker, brake)
+        looks = RoundLooks(brake)
         room = options.holdsHotPages ? HoldRoom() : nil
         closing = .of(memory)
         gate = SwitchGate(

@@ -23,6 +23,15 @@ struct GuestReader: Sendable {
     /// What can be kept of it when its QEMU has ended; nil: nothing.
     var image: MemoryImage? { MemoryImage(layout, ports) }
 
+    /// The readable pages that it may have, ascending: what the files have; of memory in no file, all.
+    func dataRuns() throws(SystemError) -> [(first: PageNumber, count: Int)] {
+        var all = try layout.dataRuns(ports.map(\.window))
+        for (block, port) in zip(layout.blocks, ports) where port.isReadable && port.window == nil {
+            if block.pageCount > 0 { all.append((block.firstPage, Int(block.pageCount))) }
+        }
+        return all.sorted { $0.first < $1.first }
+    }
+
     /// Copies a run of pages of one block to `offset` of `buffer`. A hole reads as zeros and stays a hole.
     func read(
         first: PageNumber, count: Int, into buffer: inout PageBuffer, at offset: Int

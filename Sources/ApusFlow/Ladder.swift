@@ -18,18 +18,22 @@ public struct Ladder: Sendable, Equatable {
     public var deadlineMs: Double?
     /// With no rung left, a calmer moment is waited for so long.
     public var patienceMs: Double
+    /// From the decision to the guest running there, generously.
+    public var handOverMs: Double
 
     public init(
-        slowsDown: Bool = false, handsOver: Bool = false, deadlineMs: Double? = nil, patienceMs: Double = .infinity
+        slowsDown: Bool = false, handsOver: Bool = false, deadlineMs: Double? = nil, patienceMs: Double = .infinity,
+        handOverMs: Double = Ladder.handOverMs
     ) {
         self.slowsDown = slowsDown
         self.handsOver = handsOver
         self.deadlineMs = deadlineMs
         self.patienceMs = patienceMs
+        self.handOverMs = handOverMs
     }
 
-    /// From the decision to the guest running there, generously.
-    static let switchMs = 1_000.0
+    /// Where the agents own the memory.
+    public static let handOverMs = 1_000.0
     /// Shares of the time that vCPUs may be made to stand still.
     static let shares = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, Brake.hardest]
 }

@@ -112,6 +112,8 @@ public final class SourceFlow: Sendable {
     private let directCounters = LaneCounters()
     private let hotPages: StreamSource.Hold?
     private let keepOrder: KeepOrder?
+    /// Of a guest that goes by the stream port.
+    private let looks = WrittenLooks()
     private let references: SourceReferences?
     private let docks: [LaneDock]
     private let loss = LossReport()
@@ -140,17 +142,16 @@ public final class SourceFlow: Sendable {
         switch port {
         case .stream:
             direct = nil
-            keepOrder =
-                options.pull == .nothing
-                ? nil : options.fetchable.map { KeepOrder($0, atOnce: options.pull == .everything) }
+            keepOrder = options.pull == .nothing ? nil : options.fetchable.map { KeepOrder($0, options.pull) }
             hotPages =
                 options.holdsHotPages && options.pull != .everything
                 ? StreamSource.Hold(maxDowntimeMs: options.maxDowntimeMs, lanes: counters, counters: HoldCounters())
                 : nil
-            self.report = { event in
+            self.report = { [looks] event in
                 if case .layoutKnown(let layout) = event {
                     let reader = GuestReader(layout, layout.blocks.map(memory))
                     guest.update { $0 = reader }
+                    if options.pull != .everything { looks.begin(reader, options.brake) }
                 }
                 report(event)
             }
@@ -201,8 +202,14 @@ public final class SourceFlow: Sendable {
         }
     }
 
-    /// The switch is near: from now on all pages travel as they are.
-    public func closeReferences() { references?.close() }
+    /// The switch is near: from now on all pages travel as they are, and nobody looks at the guest any more.
+    public func prepareSwitch() {
+        references?.close()
+        looks.end()
+    }
+
+    /// Stream port: looks at the guest's writing since the last call. How long ago they were is not told.
+    public func takeLooks() -> [WorkingSetHistory.Look] { looks.take() }
 
     /// QEMU, which sends pages that are dropped, is held no more: it stops the guest when little is left to it. Direct port.
     public func letQemuFinish() { direct?.orders.letQemuFinish() }
@@ -235,6 +242,7 @@ public final class SourceFlow: Sendable {
 
     private func endLanes() {
         control.end()
+        looks.end()
         for queue in queues { queue.close() }
         for dock in docks { dock.end() }
     }

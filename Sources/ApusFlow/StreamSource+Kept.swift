@@ -17,15 +17,20 @@ internal import Synchronization
 final class KeepOrder: Sendable {
     /// The blocks whose pages may stay.
     let fetchable: Layout
+    /// Pages stay in any case. Else only once it is given.
+    private let isSure: Bool
     private let given: Atomic<Bool>
 
-    /// - Parameter atOnce: from the first page.
-    init(_ fetchable: Layout, atOnce: Bool) {
+    init(_ fetchable: Layout, _ pull: FlowOptions.Pull) {
         self.fetchable = fetchable
-        given = Atomic(atOnce)
+        isSure = pull != .ifNeeded
+        // From the first page.
+        given = Atomic(pull == .everything)
     }
 
     var isGiven: Bool { given.load(ordering: .relaxed) }
+    /// QEMU may stop the guest before it is given.
+    var keepsAtEnd: Bool { isSure || isGiven }
     func give() { given.store(true, ordering: .relaxed) }
 }
 
@@ -46,8 +51,9 @@ extension StreamSource {
     /// The guest is stopped, and what QEMU had to say of its RAM is said.
     mutating func finishKeeping() throws(FlowFailure) {
         // Once: device state may look like another section.
-        guard let kept, fenceSent < epoch else { return }
-        try announce(rest: kept.pages)
+        guard let keepOrder, fenceSent < epoch else { return }
+        // The destination waits for it, even where nothing stays.
+        try announce(rest: kept?.pages ?? PageSet(pageCount: keepOrder.fetchable.pageCount))
     }
 
     /// Behind the fence: no lane writes into guest RAM any more when the destination empties these pages.

@@ -186,8 +186,7 @@ struct StreamSource: ~Copyable, Sendable {
         case .sectionPart(_, kind: .ram):
             part = .silent(head: bytes(range))
         case .sectionEnd(_, kind: .ram):
-            // QEMU may be quicker than the order.
-            try beginKeeping()
+            if keepOrder?.keepsAtEnd ?? false { try beginKeeping() }
             try flushPending()
             epoch += 1
             countHeld()

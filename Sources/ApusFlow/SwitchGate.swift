@@ -329,13 +329,13 @@ public struct SwitchGate: Sendable {
     /// The last moment at which a hand-over still keeps the deadline.
     public func mustHandOver(elapsedMs: Double) -> Bool {
         guard ladder.handsOver, !isOpen, let deadlineMs = ladder.deadlineMs else { return false }
-        return elapsedMs > deadlineMs - Ladder.switchMs
+        return elapsedMs > deadlineMs - ladder.handOverMs
     }
 
     /// As the guest goes on, the deadline would be missed.
     private func isLate(_ sample: GateSample) -> Bool {
         guard let deadlineMs = ladder.deadlineMs else { return false }
-        return (settleMs(sample, slowed) ?? .infinity) > deadlineMs - Ladder.switchMs - sample.elapsedMs
+        return (settleMs(sample, slowed) ?? .infinity) > deadlineMs - ladder.handOverMs - sample.elapsedMs
     }
 
     // MARK: Slowing down
@@ -346,13 +346,16 @@ public struct SwitchGate: Sendable {
         let harder = Ladder.shares.filter { $0 > slowed }
         // Nothing is known of the guest: half its speed, and so on.
         guard curve != nil else { return harder.first { 1 - $0 <= (1 - slowed) / 2 } }
-        let leftMs = ladder.deadlineMs.map { $0 - Ladder.switchMs - sample.elapsedMs } ?? .infinity
+        let leftMs = ladder.deadlineMs.map { $0 - ladder.handOverMs - sample.elapsedMs } ?? .infinity
         let ending = harder.compactMap { share in settleMs(sample, share).map { (share, $0) } }
         return (ending.first { $0.1 <= leftMs } ?? ending.last)?.0
     }
 
     /// The vCPUs run as fast as they like, whatever was asked of them.
     public mutating func cannotSlowDown() { slowed = 0 }
+
+    /// Pages cannot be fetched later.
+    public mutating func cannotHandOver() { ladder.handsOver = false }
 
     /// How long the rounds take until what is left fits the pause, with the vCPUs stopped for this share of the time; nil:
     /// they do not end.

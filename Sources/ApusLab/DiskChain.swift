@@ -13,17 +13,10 @@ public enum DiskChain {
         try PageCacheDisk(mebibytes: mebibytes, path: base).make()
         let half = "\(mebibytes / 2)M"
         // Copied before it is hidden.
-        let device = try await loopDevice(of: base, in: lab)
+        let device = try await LoopDevice.make(over: base, in: lab).path
         try await command(["qemu-img", "create", "-q", "-f", "qcow2", "-b", device, "-F", "raw", top])
         try await command(["qemu-io", "-f", "qcow2", "-c", "write -q -s \(base) 0 \(half)", top])
         try await command(["qemu-io", "-f", "raw", "-c", "write -q -P 0 0 \(half)", device])
         return top
-    }
-
-    private static func loopDevice(of file: String, in lab: Lab) async throws -> String {
-        let output = try await command(["losetup", "--find", "--show", file])
-        let device = output.split(separator: "\n").first.map(String.init) ?? ""
-        lab.later("block device \(device)") { try await command(["losetup", "--detach", device]) }
-        return device
     }
 }

@@ -16,6 +16,8 @@ extension RealGuests {
             return workload
         }
         private static let maxDowntimeMs = 300
+        /// A ramDirectory that leaves guest RAM private to QEMU.
+        private static let noRoom = "/proc"
 
         private func with(_ port: ApusPeer.Port, _ body: (FaultStage) async throws -> Void) async throws {
             try await FaultStage.with(port: port, workload: Self.writer, body)
@@ -86,20 +88,46 @@ extension RealGuests {
             }
         }
 
-        @Test(.timeLimit(.minutes(3))) func itMovesBeforeItsMemory() async throws {
-            try await with(.direct) { stage in
+        /// Private memory is what the stream port is for.
+        @Test(
+            .timeLimit(.minutes(3)),
+            arguments: [(ApusPeer.Port.direct, false), (.stream, false), (.auto, true)])
+        func itMovesBeforeItsMemory(port: ApusPeer.Port, isPrivate: Bool) async throws {
+            try await FaultStage.with(
+                port: port, workload: Self.writer, ramDirectory: isPrivate ? Self.noRoom : nil
+            ) { stage in
                 let job = try await move(stage, ["--allow", "postcopy"])
                 let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
                 let pull = try #require(ended.summary?.pull)
-                print("ladder | postcopy | \(ended.summary?.downtimeMs ?? -1) ms down, \(pull) | \(ended.notes)")
+                print(
+                    "ladder | \(port.rawValue), postcopy | \(ended.summary?.downtimeMs ?? -1) ms down, \(pull) | \(ended.notes)"
+                )
+                #expect(ended.summary?.port == (port == .direct ? .direct : .stream))
                 #expect(pull.missingPages > 1000 && ended.summary?.slowedTo == nil)
                 #expect(ended.notes.contains { $0.contains("moves before its memory") })
             }
         }
 
+        /// A guest that is no trouble moves after its memory, whatever is allowed.
+        @Test(.timeLimit(.minutes(3)), arguments: [false, true])
+        func whatIsNotNeededIsNotDone(isPrivate: Bool) async throws {
+            var calm = Self.writer
+            calm.pagesPerS = 500
+            try await FaultStage.with(
+                port: isPrivate ? .auto : .stream, workload: calm, ramDirectory: isPrivate ? Self.noRoom : nil
+            ) { stage in
+                let job = try await move(stage, ["--allow", "throttle,postcopy"])
+                let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
+                #expect(ended.summary?.port == .stream && ended.summary?.slowedTo == nil, "\(FaultStage.told(ended))")
+                #expect(ended.summary?.pull?.missingPages ?? 0 == 0, "\(FaultStage.told(ended))")
+                #expect(!ended.notes.contains { $0.contains("before its memory") }, "\(FaultStage.told(ended))")
+            }
+        }
+
         /// The deadline passes in the middle of the first pass.
-        @Test(.timeLimit(.minutes(3))) func aDeadlineIsKept() async throws {
-            try await FaultStage.with(rate: 50_000_000, port: .direct, workload: Self.writer) { stage in
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func aDeadlineIsKept(port: ApusPeer.Port) async throws {
+            try await FaultStage.with(rate: 50_000_000, port: port, workload: Self.writer) { stage in
                 let job = try await move(stage, ["--allow", "postcopy", "--deadline", "3"])
                 let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
                 #expect(ended.summary?.pull.map { $0.missingPages > 5000 } == true, "\(FaultStage.told(ended))")

@@ -107,6 +107,7 @@ final class ImageStore: Sendable {
 
     private func write(_ job: Job) {
         let began = Instant.now()
+        var idle = IdlePace()
         do throws(StoreError) {
             try open { (store) throws(StoreError) in
                 try store.begin(vm: job.vm, job.key, pageCount: job.image.pageCount)
@@ -118,6 +119,7 @@ final class ImageStore: Sendable {
                         try store.add(first + PageNumber(index), bytes.extracting(at..<at + Limits.pageBytes))
                     }
                 }
+                idle.giveWay()
             }
             try open { (store) throws(StoreError) in try store.finish() }
             state.update { $0.problem = nil }

@@ -70,7 +70,7 @@ extension OutgoingMigration {
         if sample.refusedPages > 0 {
             status.notes.append(
                 "\(count(sample.refusedPages)) travelled after all: the destination did not find their content where it was "
-                    + "referred to. A disk was written to, or it has another one."
+                    + "referred to. A disk was written to, cannot be read there, or is another one."
             )
         }
         if sample.unansweredPages > 0 {

@@ -20,12 +20,15 @@ extension MigrateRequest {
 extension OutgoingMigration {
     /// A guest that is paused does not write.
     nonisolated static func ladder(
-        _ request: MigrateRequest, _ config: AgentConfig.Migrate, guestRunning: Bool, handsOver: Bool, elapsedMs: Double
+        _ request: MigrateRequest, _ config: AgentConfig.Migrate, guestRunning: Bool, handsOver: Bool,
+        elapsedMs: Double,
+        handOverMs: Double = Ladder.handOverMs
     ) -> Ladder {
         guard guestRunning else { return Ladder() }
         return Ladder(
             slowsDown: request.allows(.throttle, config), handsOver: handsOver,
-            deadlineMs: request.deadlineS.map { $0 * 1000 - elapsedMs }, patienceMs: config.patienceS * 1000)
+            deadlineMs: request.deadlineS.map { $0 * 1000 - elapsedMs }, patienceMs: config.patienceS * 1000,
+            handOverMs: handOverMs)
     }
 
     /// As of now, when memory begins to travel.
@@ -35,15 +38,21 @@ extension OutgoingMigration {
             elapsedMs: Instant.now().ms(since: started))
     }
 
-    /// Of the stream port.
+    /// Of the stream port. Whether the guest can move before its memory is known later.
+    ///
+    /// - Parameter ramBytes: what QEMU may have to send past the link before it does.
     nonisolated static func gate(
-        _ request: MigrateRequest, _ config: AgentConfig.Migrate, _ prior: VMHistory, guestRunning: Bool
+        _ request: MigrateRequest, _ config: AgentConfig.Migrate, _ prior: VMHistory, guestRunning: Bool,
+        ramBytes: UInt64
     ) -> SwitchGate {
         SwitchGate(
             maxDowntimeMs: Double(request.maxDowntimeMs) * OutgoingTransfer.countedShare,
             ladder: movesWhenFlat(request, guestRunning: guestRunning)
                 ? Ladder()
-                : ladder(request, config, guestRunning: guestRunning, handsOver: false, elapsedMs: 0),
+                : ladder(
+                    request, config, guestRunning: guestRunning,
+                    handsOver: request.mode?.pull ?? .nothing == .nothing && request.allows(.postcopy, config),
+                    elapsedMs: 0, handOverMs: Ladder.handOverMs + Double(ramBytes) / OutgoingTransfer.passBytesPerMs),
             fixedMs: prior.fixedDowntimeMs ?? SwitchGate.fixedMs,
             history: prior.prior(atHour: VMHistory.hour(of: Date())))
     }
@@ -64,7 +73,9 @@ extension OutgoingMigration {
         case .slowDown(let share):
             // The gate sees that it has failed, and takes the next rung.
             do { try transfer?.brake?.set(share) } catch { transfer?.brake?.release() }
-        case .wait, .handOver, .refuse: break
+        case .handOver:
+            if let transfer { handOver(transfer, predictedDowntimeMs: prior.fixedDowntimeMs ?? SwitchGate.fixedMs) }
+        case .wait, .refuse: break
         }
     }
 

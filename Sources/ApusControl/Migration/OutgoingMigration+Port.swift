@@ -12,10 +12,7 @@ extension OutgoingMigration {
     /// - Returns: what to offer; nil: the stream port.
     /// - Throws: `Problem` `port-not-possible` when the operator wants the direct port and it cannot be had.
     func choosePort(_ machine: Machine) async throws -> DirectAccess? {
-        if request.port == .stream {
-            canHandOver = false
-            return nil
-        }
+        if request.port == .stream { return nil }
         do {
             await OutgoingTransfer.takeBackTracker(runDirectory: machine.runDirectory)
             let candidate = try await DirectAccess.examine(machine)
@@ -40,7 +37,6 @@ extension OutgoingMigration {
         } catch {
             guard request.port != .direct else { throw Self.portNotPossible(machine.name, "\(error)") }
             status.notes.append("\(machine.name) goes by the stream port. \(error)")
-            canHandOver = false
             dropChoice("It needs the direct port.")
             return nil
         }
@@ -98,22 +94,19 @@ extension OutgoingMigration {
             return post(.localFailed(SessionProblem(Self.pullNotPossible(request.vm, mode, why))))
         }
         if pull == .ifNeeded, terms.pulls != true {
-            canHandOver = false
-            status.notes.append(
-                "\(request.vm) cannot be moved before its memory. \(terms.reason ?? "The other agent does not know it.")"
-            )
+            cannotHandOver(terms.reason ?? "The other agent does not know it.")
         }
         if memory != nil {
             if terms.direct { return }
             await letGoOfMemory()
-            canHandOver = false
             let why = terms.reason ?? "The destination's agent does not know it."
             if request.port == .direct {
                 return post(.localFailed(SessionProblem(Self.portNotPossible(request.vm, why))))
             }
             status.notes.append("\(request.vm) goes by the stream port. \(why)")
         }
-        if pull.isDemanded { agreeOnFetchable(terms) }
+        if pull != .nothing { agreeOnFetchable(terms) }
+        if pull != .ifNeeded { monitor.cannotHandOver() }
     }
 
     /// Takes everything out of QEMU again. What cannot be taken out now is left to the next agent, by its journal.

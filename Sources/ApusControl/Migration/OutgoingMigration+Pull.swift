@@ -55,22 +55,30 @@ extension OutgoingMigration {
     /// What may stay here if the VM goes by the stream port.
     ///
     /// - Returns: what to offer; nil: nothing is to stay, or not so.
-    /// - Throws: `Problem` `mode-not-possible` when something is to stay and cannot.
+    /// - Throws: `Problem` `mode-not-possible` when something must stay and cannot.
     func offerFetchable(_ machine: Machine) async throws -> String? {
-        guard pull.isDemanded, let mode = request.mode, request.port != .direct else { return nil }
+        guard pull != .nothing, request.port != .direct else { return nil }
         fetchable = await FetchableMemory(machine).flatMap { $0.isMost(of: machine) ? $0 : nil }
         if fetchable == nil, memory == nil {
-            throw Self.pullNotPossible(
-                machine.name, mode, "Its RAM is not found for certain in the memory of its QEMU.")
+            let why = "Its RAM is not found for certain in the memory of its QEMU."
+            if pull.isDemanded, let mode = request.mode { throw Self.pullNotPossible(machine.name, mode, why) }
+            cannotHandOver(why)
         }
         return fetchable?.offered
     }
 
+    /// Moving first was only a last resort, and is none.
+    func cannotHandOver(_ why: String) {
+        canHandOver = false
+        status.notes.append("\(request.vm) cannot be moved before its memory. \(why)")
+    }
+
     /// The destination says of which blocks pages may be missing there.
     func agreeOnFetchable(_ terms: TransferTerms) {
-        guard let machine, let mode = request.mode else { return }
+        guard let machine else { return }
         guard let taken = terms.pulledBlocks.flatMap({ fetchable?.taken($0) }), taken.isMost(of: machine) else {
             let why = terms.reason ?? "The destination cannot own its RAM."
+            guard pull.isDemanded, let mode = request.mode else { return cannotHandOver(why) }
             return post(.localFailed(SessionProblem(Self.pullNotPossible(request.vm, mode, why))))
         }
         fetchable = taken
@@ -119,9 +127,14 @@ extension OutgoingMigration {
                 isEarly ? "\(vm) is not being sent yet." : "\(vm) is moving already: \(session.phase.rawValue).",
                 advice: isEarly ? "Ask again in a moment." : nil)
         }
-        // By the stream port an open gate is all it takes: what QEMU sends from then on stays.
-        if transfer.isDirect { transfer.flow.moveNow() } else { gateOpens(predictedDowntimeMs: nil) }
+        if transfer.isDirect { transfer.flow.moveNow() } else { handOver(transfer, predictedDowntimeMs: nil) }
         status.notes.append("\(vm) was told to move at once.")
+    }
+
+    /// By the stream port an open gate is all it takes: what QEMU sends from then on stays.
+    func handOver(_ transfer: OutgoingTransfer, predictedDowntimeMs: Double?) {
+        transfer.handOver()
+        gateOpens(predictedDowntimeMs: predictedDowntimeMs)
     }
 
     /// What is told of the order in which pages were given.
@@ -156,7 +169,7 @@ extension OutgoingMigration {
         do {
             if server == nil, isPastCommit { server = try await recoverServer() }
             guard let server else { return }
-            if server.needsQemu, machine?.exit != nil { throw SessionProblem.pagesLost(request.vm) }
+            if needsQemu, machine?.exit != nil { throw SessionProblem.pagesLost(request.vm) }
             if !server.isConnected { try await dialService(server, token) }
         } catch let problem as SessionProblem {
             post(.serviceImpossible(problem))
@@ -168,10 +181,16 @@ extension OutgoingMigration {
     /// The source QEMU has ended. What is only in its memory, and was not sent, is gone with it: until the commit point a
     /// destination that lacks it has no copy, whatever it has loaded; afterwards its next question for pages finds out.
     func loseQemu() {
-        guard let server, server.needsQemu else { return post(.qemuDied(watched: true)) }
+        guard needsQemu else { return post(.qemuDied(watched: true)) }
         if case .serving = session.state { return }
         post(.qemuFailed("it ended, and with it pages of its guest that had not been sent."))
         post(.qemuDied(watched: true))
+    }
+
+    /// Pages that were not sent are in its memory alone. Of a transfer before a restart it is not known that none were left.
+    private var needsQemu: Bool {
+        guard let server, server.needsQemu else { return false }
+        return transfer?.keepsRest ?? true
     }
 
     /// The stopped guest's RAM cannot change any more.

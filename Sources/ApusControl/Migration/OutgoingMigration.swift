@@ -103,7 +103,9 @@ actor OutgoingMigration {
         job = session.job
         logger = services.logger
         monitor = ProgressMonitor(
-            Self.gate(request, services.config.migrate, VMHistory(), guestRunning: session.guestRunning),
+            Self.gate(
+                request, services.config.migrate, VMHistory(), guestRunning: session.guestRunning,
+                ramBytes: machine?.definition.ramBytes ?? 0),
             movesWhenFlat: Self.movesWhenFlat(request, guestRunning: session.guestRunning))
         (inputs, inbox) = AsyncStream.makeStream(of: SessionInput<SourceEvent>.self)
         router = LinkRouter(job: session.job, inbox: inbox)
@@ -383,6 +385,7 @@ actor OutgoingMigration {
                 session.state == .transferring && !transfer.isDirect
                 ? try? await machine?.qmp.execute(.queryMigrate, timeout: .seconds(5)) : nil
             if isReconnecting { monitor.forgetStall() }
+            monitor.saw(transfer.flow.takeLooks(), nowNs: Instant.now().ns)
             let decided = monitor.take(
                 transfer.flow.sample(), info, transfer.pedal, nowNs: Instant.now().ns, into: &status.progress)
             if session.state == .transferring, transfer.losesPatience(round: monitor.round) {

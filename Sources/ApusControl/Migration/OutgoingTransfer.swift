@@ -17,25 +17,21 @@ final class OutgoingTransfer: Sendable {
 
     /// What QEMU has to do with the memory.
     private enum Port {
-        /// Sends all of it, as long as the gate is closed.
+        /// Sends all of it. Once the gate is open what it sends may stay here, dropped: ``OutgoingTransfer/keepsRest``.
         case stream
         /// Sends nothing, and migrates only when the gate opens.
         case direct
         /// Sends what the agent owns and drops. It migrates from the beginning, for it must have sent it all once.
         case directBesideQemu
-        /// Sends all of it; what it sends once the gate is open stays here, dropped.
-        case keeping
 
-        init(_ memory: DirectMemory?, keeps: Bool) {
-            self = memory.map { $0.qemuSendsPagesToo ? .directBesideQemu : .direct } ?? (keeps ? .keeping : .stream)
+        init(_ memory: DirectMemory?) {
+            self = memory.map { $0.qemuSendsPagesToo ? .directBesideQemu : .direct } ?? .stream
         }
     }
-    var isDirect: Bool {
-        switch port {
-        case .direct, .directBesideQemu: true
-        case .stream, .keeping: false
-        }
-    }
+    var isDirect: Bool { port != .stream }
+    private let keeps: Monitor<Bool>
+    /// Stream port: pages stay here when the guest moves.
+    var keepsRest: Bool { port == .stream && keeps.read { $0 } }
 
     /// With a QEMU that was let go on to its end.
     private enum Patience {
@@ -51,6 +47,8 @@ final class OutgoingTransfer: Sendable {
     private static let droppedDowntimeMs: UInt64 = 10
     /// What of the pause QEMU may count on: it sees how fast its socket takes bytes, not what is still on its way.
     static let countedShare = 0.85
+    /// A pass of QEMU over memory that stays here: some 1 GB/s.
+    static let passBytesPerMs = 1e6
     /// As long as QEMU needs to notice twice.
     private static let patienceMs = 400.0
     /// Of a guest that stands still nearly all the time only this part may be left, and it is tried for so long.
@@ -82,7 +80,8 @@ final class OutgoingTransfer: Sendable {
     init(_ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink) async throws {
         self.machine = machine
         let memory = migration.memory
-        port = Port(memory, keeps: migration.pull.isDemanded)
+        port = Port(memory)
+        keeps = Monitor(migration.pull.isDemanded)
         do {
             try await Self.prepare(machine, direct: memory != nil)
             brake = await migration.ladder.slowsDown ? Self.brake(of: machine) : nil
@@ -223,9 +222,9 @@ final class OutgoingTransfer: Sendable {
     /// let go on, and stops the guest as soon as it has caught up with it; so it is when pages stay.
     func letQemuStop(maxDowntimeMs: Int) async throws {
         let limitMs = UInt64(max(Double(maxDowntimeMs) * Self.countedShare, 1))
-        flow.closeReferences()
+        flow.prepareSwitch()
         switch port {
-        case .stream:
+        case .stream where !keepsRest:
             // It loses a part of a pause to what it does not count, and a slowed guest will fit much less soon.
             let isSlowed = (brake?.share ?? 0) > 0
             let isOver = askQemu()
@@ -234,13 +233,16 @@ final class OutgoingTransfer: Sendable {
             let socket = try await Self.connection(of: machine)
             brake?.ease()
             try flow.connect(socket)
-        case .directBesideQemu, .keeping:
+        case .stream, .directBesideQemu:
             flow.keepRest()
             await limitDowntime(askQemu() ? limitMs : min(Self.droppedDowntimeMs, limitMs))
             flow.letQemuFinish()
             brake?.ease()
         }
     }
+
+    /// The guest is to move before its memory, once the gate opens.
+    func handOver() { keeps.update { $0 = true } }
 
     /// - Returns: true when it was asked to stop the guest before, in vain.
     private func askQemu() -> Bool {
@@ -258,13 +260,12 @@ final class OutgoingTransfer: Sendable {
     func losesPatience(round: Int) -> Bool {
         patience.update { patience in
             guard case .waits(let since) = patience else { return false }
-            if port == .keeping && round < 2 {
+            if keepsRest && round < 2 {
                 patience = .waits(since: Instant.now())
                 return false
             }
-            guard Instant.now().ms(since: since) > (port == .stream ? Self.slowedPatienceMs : Self.patienceMs) else {
-                return false
-            }
+            let patienceMs = isDirect || keepsRest ? Self.patienceMs : Self.slowedPatienceMs
+            guard Instant.now().ms(since: since) > patienceMs else { return false }
             patience = .over
             return true
         }

@@ -95,6 +95,16 @@ struct ProgressMonitor: Sendable {
         self.movesWhenFlat = movesWhenFlat
     }
 
+    mutating func cannotHandOver() { gate.cannotHandOver() }
+
+    /// Looks at the guest between QEMU's rounds, a moment ago.
+    mutating func saw(_ looks: [WorkingSetHistory.Look], nowNs: UInt64) {
+        for var look in looks {
+            look.endMs = Double(nowNs - startNs) / 1e6
+            gate.saw(look)
+        }
+    }
+
     /// - Parameter info: nil when QEMU was not asked or did not answer.
     /// - Returns: what to do about a guest that goes by the stream port, and why.
     mutating func take(
@@ -134,6 +144,8 @@ struct ProgressMonitor: Sendable {
         gateSample.unconfirmedBytes = Double(flow.unconfirmedBytes)
         gateSample.savedBytes = Double(flow.plainBytes) - Double(flow.wireBytes)
         gateSample.noticeMs = Self.noticeMs
+        let expected = gate.expectedPages(inMs: gateSample.roundMs + Self.noticeMs) ?? 0
+        gateSample.doubtBytes = min(expected * 4096, Double(ram.total)) * gate.doubt
         gateSample.canSlowDown = pedal.canSlowDown
         if !pedal.canSlowDown { gate.cannotSlowDown() }
         let forecast = gate.forecast(gateSample)

@@ -58,7 +58,9 @@ extension OutgoingMigration {
         prior.fixedDowntimeMs = prior.fixedDowntimeMs.map { min($0, fixedMsMax) }
         chooseMode()
         monitor = ProgressMonitor(
-            Self.gate(request, services.config.migrate, prior, guestRunning: session.guestRunning),
+            Self.gate(
+                request, services.config.migrate, prior, guestRunning: session.guestRunning,
+                ramBytes: machine?.definition.ramBytes ?? 0),
             movesWhenFlat: Self.movesWhenFlat(request, guestRunning: session.guestRunning))
     }
 

@@ -76,10 +76,11 @@ public struct MemorySampler: Sendable {
     /// - Parameter ports: how each block of `layout` can be read; those that only QEMU reaches are left out.
     /// - Returns: nil when none can be read.
     public init?(_ layout: Layout, _ ports: [BlockPort]) throws {
-        let data = try Self.dataRuns(layout, ports)
+        let reader = GuestReader(layout, ports)
+        let data = try reader.dataRuns()
         let readable = zip(layout.blocks, ports).reduce(0) { $0 + ($1.1.isReadable ? Int($1.0.pageCount) : 0) }
         let holeShare = 1 - Double(data.reduce(0) { $0 + $1.count }) / Double(max(readable, 1))
-        self.init(data, GuestReader(layout, ports), holeShare: holeShare)
+        self.init(data, reader, holeShare: holeShare)
     }
 
     /// - Parameter data: runs of readable pages, ascending.
@@ -100,15 +101,6 @@ public struct MemorySampler: Sendable {
         guard all.count > count else { return all }
         let step = Double(all.count) / Double(count)
         return (0..<count).map { all[min(Int((Double($0) + 0.5) * step), all.count - 1)] }
-    }
-
-    /// What the files have; of memory in no file, all.
-    private static func dataRuns(_ layout: Layout, _ ports: [BlockPort]) throws -> [PageRun] {
-        var all = try layout.dataRuns(ports.map(\.window))
-        for (block, port) in zip(layout.blocks, ports) where port.isReadable && port.window == nil {
-            if block.pageCount > 0 { all.append((block.firstPage, Int(block.pageCount))) }
-        }
-        return all.sorted { $0.first < $1.first }
     }
 
     /// Names of the pages that are not zero. Blocks; the guest runs on.
@@ -136,8 +128,8 @@ public struct MemorySampler: Sendable {
 }
 
 extension BlockPort {
-    fileprivate var window: GuestWindow? { if case .mapped(let window) = self { window } else { nil } }
-    fileprivate var isReadable: Bool { if case .stream = self { false } else { true } }
+    var window: GuestWindow? { if case .mapped(let window) = self { window } else { nil } }
+    var isReadable: Bool { if case .stream = self { false } else { true } }
 }
 
 /// Squeezes each run with each codec, and counts it in the one that a lane would choose: pages of all kinds may lie anywhere, and

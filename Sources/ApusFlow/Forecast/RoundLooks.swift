@@ -1,7 +1,7 @@
 internal import ApusMemory
 internal import ApusSystem
 
-/// Looks at what a guest writes, at every scan of a direct source and in between.
+/// When to look at what a guest writes: at every scan of a direct source and in between.
 ///
 /// ```
 ///   scan    25 50  100     200             400                                             scan
@@ -10,7 +10,6 @@ internal import ApusSystem
 ///
 /// A look in between counts and protects nothing, so the guest faults no more for it. It sees one more point of the curve.
 struct RoundLooks: Sendable {
-    private let tracker: WriteTracker
     private let brake: Brake?
     private let began = Instant.now()
     private var scanned: Instant
@@ -26,8 +25,7 @@ struct RoundLooks: Sendable {
     /// Looking takes the source's thread at most this share of its time: a large guest has large page tables.
     private static let costShare = 0.05
 
-    init(_ tracker: WriteTracker, _ brake: Brake?) {
-        self.tracker = tracker
+    init(_ brake: Brake?) {
         self.brake = brake
         scanned = began
     }
@@ -40,14 +38,21 @@ struct RoundLooks: Sendable {
         return max(sinceScanMs - stood, 0.05 * sinceScanMs)
     }
 
+    /// Time until the next look is due.
+    var untilDueMs: Double { max(dueMs - sinceScanMs, 0) }
+
+    /// - Parameter writtenPages: since the last scan; nil: it cannot be told.
     /// - Returns: a look; nil: none is due. `isNews`: unlike the one before it.
-    mutating func look() throws(SystemError) -> (seen: WorkingSetHistory.Look, isNews: Bool)? {
+    mutating func look(
+        _ writtenPages: () throws(SystemError) -> Double?
+    ) throws(SystemError) -> (seen: WorkingSetHistory.Look, isNews: Bool)? {
         let nowMs = sinceScanMs
         guard nowMs >= dueMs else { return nil }
         let spanMs = ranMs
-        let pages = Double(try tracker.writtenBytes() / UInt64(Limits.pageBytes))
+        let pages = try writtenPages()
         let costMs = sinceScanMs - nowMs
         dueMs = sinceScanMs + max(min(nowMs, Self.longestMs), costMs / Self.costShare)
+        guard let pages else { return nil }
         let isNews = spanMs > Self.keptGrowth * keptMs
         if isNews { keptMs = spanMs }
         return (WorkingSetHistory.Look(endMs: elapsedMs, spanMs: spanMs, pages: pages), isNews)

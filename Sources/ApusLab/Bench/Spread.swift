@@ -17,7 +17,7 @@ public struct Spread: Sendable, Equatable {
     }
 
     /// `3.21 (3.10-3.40)`: median and range; of one value only that.
-    var text: String { count > 1 ? "\(brief(median)) (\(brief(least))-\(brief(most)))" : brief(median) }
+    public var text: String { count > 1 ? "\(brief(median)) (\(brief(least))-\(brief(most)))" : brief(median) }
 }
 
 /// A number for people: three significant digits, no exponent.

@@ -36,6 +36,15 @@ import Testing
         #expect(end.decision == .handOver && end.slowed == 0 && end.rounds < 8)
     }
 
+    @Test("a hand-over that takes long is begun so much earlier, and one that is impossible never")
+    func handedOverForTheDeadline() {
+        var gate = SwitchGate(
+            maxDowntimeMs: 300, ladder: Ladder(handsOver: true, deadlineMs: 10_000, handOverMs: 4_000))
+        #expect(!gate.mustHandOver(elapsedMs: 5_900) && gate.mustHandOver(elapsedMs: 6_100))
+        gate.cannotHandOver()
+        #expect(!gate.mustHandOver(elapsedMs: 9_900))
+    }
+
     @Test("with nothing allowed it is refused after the patience, not before") func refused() throws {
         let ladder = Ladder(patienceMs: 5_000)
         let end = try #require(GateWorld(guest(16_384, writesPerS: 85_000), ladder).run())
