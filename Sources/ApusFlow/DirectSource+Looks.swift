@@ -12,10 +12,12 @@ extension DirectSource {
 
     mutating func lookIfDue() throws(FlowFailure) {
         let look: (seen: WorkingSetHistory.Look, isNews: Bool)?
-        do throws(SystemError) { look = try looks.look() } catch { throw Self.untold(error) }
+        do throws(SystemError) { look = try looks.look(gate) } catch { throw Self.untold(error) }
         guard let look else { return }
         progress.dirtyPagesPerS.set(UInt64(look.seen.pages / max(looks.sinceScanMs, 0.1) * 1000))
-        if look.isNews { saw(look.seen) }
+        guard look.isNews else { return }
+        if gate.slowed == 0 { gate.saw(busyShare: brake?.busyShare) }
+        saw(look.seen)
     }
 
     /// Waits for the next round, with a look at the guest now and then.

@@ -91,7 +91,7 @@ struct DirectSource: ~Copyable {
         // What was requested before the tracker was there is finished before the first page is read.
         if try stopRequests() { try resumeGuest() }
         // The first scan tells what was written since the tracker was attached, just now.
-        _ = looks.close()
+        _ = looks.close(gate)
         guard try sendAllData() else { return try moveNow() }
         var waitMs = 0.0
         var lastReady = Int.max
@@ -107,7 +107,7 @@ struct DirectSource: ~Copyable {
             let limit = holdLimit()
             let wasStopped = try stopRequests()
             let sinceMs = looks.sinceScanMs
-            let ranMs = looks.close()
+            let ranMs = looks.close(gate)
             let written: Int
             do throws(FlowFailure) { written = try scan(holdLimit: limit) } catch {
                 // The job may be over already, and nobody else resumes the guest then.

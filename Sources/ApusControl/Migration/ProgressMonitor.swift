@@ -64,6 +64,8 @@ struct ProgressMonitor: Sendable {
         var canSlowDown = false
         /// How long they have stood still so far.
         var stoppedNs: UInt64 = 0
+        /// How busy they were before; nil: not known.
+        var busyShare: Double?
     }
 
     private var gate: SwitchGate
@@ -198,11 +200,12 @@ struct ProgressMonitor: Sendable {
                 lastRoundMs = Double(nowNs - roundStartNs) / 1e6 / rounds
                 let stoodMs = Double(pedal.stoppedNs &- roundStartStoppedNs) / 1e6 / rounds
                 if lastRoundMs > 1 {
+                    gate.saw(busyShare: pedal.busyShare)
                     dirtyBytesPerS = Double(ram.remaining) / (lastRoundMs / 1000)
                     gate.saw(
                         .init(
                             endMs: Double(nowNs - startNs) / 1e6,
-                            spanMs: max(lastRoundMs - stoodMs, 0.05 * lastRoundMs),
+                            spanMs: gate.guestMs(lastRoundMs, stoodMs: stoodMs),
                             pages: Double(ram.remaining) / 4096))
                 }
             }

@@ -34,17 +34,16 @@ struct RoundLooks: Sendable {
 
     var elapsedMs: Double { Instant.now().ms(since: began) }
     var sinceScanMs: Double { Instant.now().ms(since: scanned) }
-    /// How long the guest has run since the last scan.
-    private var ranMs: Double {
-        let stood = Double((brake?.stoppedNs ?? 0) &- stoppedNs) / 1e6
-        return max(sinceScanMs - stood, 0.05 * sinceScanMs)
+    /// The guest's time since the last scan.
+    private func guestMs(_ gate: SwitchGate) -> Double {
+        gate.guestMs(sinceScanMs, stoodMs: Double((brake?.stoppedNs ?? 0) &- stoppedNs) / 1e6)
     }
 
     /// - Returns: a look; nil: none is due. `isNews`: unlike the one before it.
-    mutating func look() throws(SystemError) -> (seen: WorkingSetHistory.Look, isNews: Bool)? {
+    mutating func look(_ gate: SwitchGate) throws(SystemError) -> (seen: WorkingSetHistory.Look, isNews: Bool)? {
         let nowMs = sinceScanMs
         guard nowMs >= dueMs else { return nil }
-        let spanMs = ranMs
+        let spanMs = guestMs(gate)
         let pages = Double(try tracker.writtenBytes() / UInt64(Limits.pageBytes))
         let costMs = sinceScanMs - nowMs
         dueMs = sinceScanMs + max(min(nowMs, Self.longestMs), costMs / Self.costShare)
@@ -55,9 +54,9 @@ struct RoundLooks: Sendable {
 
     /// A scan begins now.
     ///
-    /// - Returns: the time that it is about.
-    mutating func close() -> Double {
-        let spanMs = ranMs
+    /// - Returns: the guest's time that it is about.
+    mutating func close(_ gate: SwitchGate) -> Double {
+        let spanMs = guestMs(gate)
         scanned = Instant.now()
         stoppedNs = brake?.stoppedNs ?? 0
         (dueMs, keptMs) = (Self.firstMs, 0)
