@@ -4,14 +4,14 @@ internal import ApusSystem
 // Looks at the guest's writing between two scans.
 
 extension DirectSource {
-    mutating func saw(_ look: WorkingSetHistory.Look) {
+    mutating func saw(_ look: TimedLook) {
         gate.saw(look)
         let (history, curve) = (gate.history, gate.curve)
         progress.writing.update { ($0.history, $0.curve) = (history, curve) }
     }
 
     mutating func lookIfDue() throws(FlowFailure) {
-        let look: (seen: WorkingSetHistory.Look, isNews: Bool)?
+        let look: (seen: TimedLook, isNews: Bool)?
         let tracker = memory.tracker
         do throws(SystemError) {
             look = try looks.look { () throws(SystemError) in
@@ -20,7 +20,9 @@ extension DirectSource {
         } catch { throw Self.untold(error) }
         guard let look else { return }
         progress.dirtyPagesPerS.set(UInt64(look.seen.pages / max(looks.sinceScanMs, 0.1) * 1000))
-        if look.isNews { saw(look.seen) }
+        guard look.isNews else { return }
+        if gate.slowed == 0 { gate.saw(busyShare: brake?.busyShare) }
+        saw(look.seen)
     }
 
     /// Waits for the next round, with a look at the guest now and then.

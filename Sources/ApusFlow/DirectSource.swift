@@ -106,8 +106,7 @@ struct DirectSource: ~Copyable {
             progress.round.add(1)
             let limit = holdLimit()
             let wasStopped = try stopRequests()
-            let sinceMs = looks.sinceScanMs
-            let ranMs = looks.close()
+            var look = looks.close()
             let written: Int
             do throws(FlowFailure) { written = try scan(holdLimit: limit) } catch {
                 // The job may be over already, and nobody else resumes the guest then.
@@ -115,10 +114,11 @@ struct DirectSource: ~Copyable {
                 throw error
             }
             if wasStopped { try resumeGuest() }
-            let perS = Double(written) / max(sinceMs, 0.1) * 1000
+            let perS = Double(written) / max(look.spanMs, 0.1) * 1000
             progress.dirtyPagesPerS.set(UInt64(perS))
             progress.heldPages.set(UInt64(rounds.heldCount))
-            saw(.init(endMs: looks.elapsedMs, spanMs: ranMs, pages: Double(written)))
+            look.pages = Double(written)
+            saw(look)
             let sample = sample(pagesPerS: perS)
             let predictedMs = gate.forecast(sample).downtimeMs
             progress.predictedDowntimeUs.set(UInt64(predictedMs * 1000))

@@ -63,7 +63,7 @@ extension WorkingSet {
         for _ in 0..<256 {
             let roundMs = left * pageMs
             totalMs += roundMs + noticeMs
-            let next = dirtied(inMs: (roundMs + noticeMs) * running)
+            let next = dirtied(inMs: roundMs + noticeMs, running: running)
             if next * pageMs <= freeMs { return totalMs }
             if next > SwitchGate.shrink * left && totalMs > roundMs + noticeMs { return nil }
             left = next
@@ -76,8 +76,8 @@ extension WorkingSet {
         var (left, restMs) = (pages, ms)
         while restMs > 0 {
             let spanMs = max(left * pageMs, roundMs)
-            if spanMs >= restMs { return max(left - restMs / pageMs, 0) + dirtied(inMs: restMs * running) }
-            left = dirtied(inMs: spanMs * running)
+            if spanMs >= restMs { return max(left - restMs / pageMs, 0) + dirtied(inMs: restMs, running: running) }
+            left = dirtied(inMs: spanMs, running: running)
             restMs -= spanMs
         }
         return left

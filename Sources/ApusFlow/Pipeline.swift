@@ -209,7 +209,7 @@ public final class SourceFlow: Sendable {
     }
 
     /// Stream port: looks at the guest's writing since the last call. How long ago they were is not told.
-    public func takeLooks() -> [WorkingSetHistory.Look] { looks.take() }
+    public func takeLooks() -> [TimedLook] { looks.take() }
 
     /// QEMU, which sends pages that are dropped, is held no more: it stops the guest when little is left to it. Direct port.
     public func letQemuFinish() { direct?.orders.letQemuFinish() }

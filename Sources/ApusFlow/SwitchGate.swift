@@ -51,6 +51,9 @@ public struct GateSample: Sendable, Equatable {
 }
 
 extension GateSample {
+    /// From the end of the last round to the stop, of vCPUs that stand: QEMU waits for them when it stops them.
+    static func stopMs(noticeMs: Double) -> Double { noticeMs + Brake.periodMs / 2 }
+
     /// What will be left when this round's pages are out and QEMU has stopped the guest. Link and ratio must be known.
     ///
     /// - Parameters:
@@ -65,8 +68,7 @@ extension GateSample {
         let sendMs = readyPages * pageMs
         let stands = canSlowDown && gate.letsStand(noticeMs: closing.noticeMs, pageMs: pageMs)
         noticeMs = closing.noticeMs
-        // QEMU waits for the vCPUs when it stops them.
-        let stopMs = noticeMs + Brake.periodMs / 2
+        let stopMs = Self.stopMs(noticeMs: noticeMs)
         standing = stands ? .afterRound(ms: stopMs) : .no
         let spanMs = stands ? sendMs : sendMs + noticeMs
         // A long round says too little of a short one, so the curve is asked first.
@@ -74,17 +76,18 @@ extension GateSample {
         heldBytes = heldPages * pageBytes
         remainingBytes = written * pageBytes + heldBytes
         doubtBytes = written * gate.doubt * pageBytes
-        // This round's pages are known; what a busy guest writes meanwhile is not, and is hardly less. One that was slowed down
-        // may be late with its work, and writes as fast as it can whenever it runs.
-        let worstMs = written * (1 + gate.doubt) * pageMs + standing.ms
-        if canSlowDown, gate.mayStand, gate.slowed > 0 || sendMs + stopMs < worstMs {
-            standing = .throughRound(ms: sendMs + stopMs)
+        if case .no = standing, let roundMs = closing.roundMs, let curve = gate.curve {
+            let left = curve.left(
+                of: gate.expectedPages(inMs: sendMs) ?? written, pageMs: pageMs, forMs: noticeMs, roundMs: roundMs,
+                running: 1 - gate.slowed)
+            closedBytes = max(written - left, 0) * pageBytes
         }
-        guard case .no = standing, let roundMs = closing.roundMs, let curve = gate.curve else { return }
-        let left = curve.left(
-            of: gate.expectedPages(inMs: sendMs) ?? written, pageMs: pageMs, forMs: noticeMs, roundMs: roundMs,
-            running: 1 - gate.slowed)
-        closedBytes = max(written - left, 0) * pageBytes
+        guard canSlowDown, gate.mayStand else { return }
+        // This round's pages are known, what it writes meanwhile is not. One that was slowed down may be late with its work, and
+        // writes as fast as it can whenever it runs.
+        var through = self
+        (through.standing, through.closedBytes) = (.throughRound(ms: sendMs + stopMs), 0)
+        if gate.slowed > 0 || gate.prefers(through, to: self) { self = through }
     }
 }
 
@@ -135,6 +138,8 @@ public struct SwitchGate: Sendable {
     public static let shrink = 0.7
     /// A pause so short that waiting for a shorter one is not worth a round.
     public static let goodEnoughMs = 2.0
+    /// The round that a guest stands through may take a tenth longer than the link's rate says.
+    static let throughRoundDoubt = 1.1
     /// A guest that calms down is waited for no longer than this.
     static let calmingMs = 3_000.0
 
@@ -176,7 +181,7 @@ public struct SwitchGate: Sendable {
 
     /// A look at what the guest has written.
     ///
-    /// - Parameter look: its span is the time that the guest ran, without that in which its vCPUs stood still.
+    /// - Parameter look: its span is the guest's time; see ``guestMs(_:stoodMs:)``.
     public mutating func saw(_ look: WorkingSetHistory.Look) {
         history.add(look)
         history.forgetPrior()
@@ -186,11 +191,33 @@ public struct SwitchGate: Sendable {
         curve = history.curve
     }
 
+    /// A look by the clock.
+    public mutating func saw(_ look: TimedLook) {
+        let guestMs = guestMs(look.spanMs, stoodMs: look.stoodMs)
+        saw(WorkingSetHistory.Look(endMs: look.endMs, spanMs: guestMs, pages: look.pages))
+    }
+
+    /// What its vCPUs have to do while nobody slows them down.
+    ///
+    /// - Parameter share: of the busiest of them; see `BusyMeter`. nil: not known.
+    public mutating func saw(busyShare share: Double?) {
+        guard let share, slowed == 0 else { return }
+        history.demand = CPUDemand(share: share)
+        curve?.demand = CPUDemand(share: share)
+    }
+
+    /// How much of its work a guest has done within `ms` whose vCPUs stood still for `stoodMs` of them, in milliseconds of one
+    /// that nobody slows down.
+    public func guestMs(_ ms: Double, stoodMs: Double) -> Double {
+        let running = max(1 - stoodMs / max(ms, 1e-3), (1 - Brake.hardest) / 2)
+        return ms * (history.demand ?? .whole).progress(running: running)
+    }
+
     /// Pages that the guest will probably write within so long, at the speed it has now; nil: nothing is known yet.
     public func expectedPages(inMs ms: Double) -> Double? {
         guard let curve else { return nil }
         let level = min(max(history.trend?.level ?? 1, 1), 2)
-        return curve.dirtied(inMs: ms * (1 - slowed)) * level
+        return curve.dirtied(inMs: ms, running: 1 - slowed) * level
     }
     /// Two standard deviations of that, as a share.
     public var doubt: Double { min(2 * (curve?.spread ?? 0), 0.5) }
@@ -204,16 +231,23 @@ public struct SwitchGate: Sendable {
         if case .throughRound = sample.standing {
             let stopBytes = sample.heldBytes * sample.ratio + sample.unconfirmedBytes + Self.deviceBytes
             let downtimeMs = pauseMs(stopBytes)
-            // The round may take a tenth longer than the link's rate says.
+            let doubtMs = sample.standing.ms * (Self.throughRoundDoubt - 1)
             return GateForecast(
-                downtimeMs: downtimeMs, worstMs: downtimeMs + Brake.periodMs + sample.standing.ms * 0.1,
-                stopBytes: stopBytes, remainingMs: remainingMs)
+                downtimeMs: downtimeMs, worstMs: downtimeMs + Brake.periodMs + doubtMs, stopBytes: stopBytes,
+                remainingMs: remainingMs)
         }
         let stopBytes = pageBytes + Self.deviceBytes
         return GateForecast(
             downtimeMs: pauseMs(stopBytes - sample.closedBytes * sample.ratio),
             worstMs: pauseMs(stopBytes + sample.doubtBytes * sample.ratio), stopBytes: stopBytes,
             remainingMs: remainingMs)
+    }
+
+    /// What fits the pause first, then the pause that is likely to be shorter.
+    func prefers(_ one: GateSample, to other: GateSample) -> Bool {
+        let (one, other) = (forecast(one), forecast(other))
+        let (fits, otherFits) = (one.worstMs <= maxDowntimeMs, other.worstMs <= maxDowntimeMs)
+        return fits == otherFits ? one.downtimeMs < other.downtimeMs : fits
     }
 
     /// Wire bytes of pages that are left after this round.
@@ -301,7 +335,7 @@ public struct SwitchGate: Sendable {
         if let share = nextShare(sample) {
             (slowed, rungRound, hopelessSinceMs) = (share, sample.round, nil)
             (flatRounds, lowestRoundBytes) = (0, sample.remainingBytes)
-            // A guest that is late works faster whenever it may: what was seen before does not tell how fast.
+            // How far it comes then is a model: what was seen before counts until it is known.
             history = history.asPrior()
             return .slowDown(share)
         }
@@ -362,10 +396,16 @@ public struct SwitchGate: Sendable {
     private func settleMs(_ sample: GateSample, _ share: Double) -> Double? {
         guard let curve else { return nil }
         let pageMs = sample.ratio * 4096 / max(sample.linkBytesPerS, 1) * 1000
-        let freeMs = maxDowntimeMs - fixedMs - Self.deviceBytes / max(sample.linkBytesPerS, 1) * 1000
         return curve.settleMs(
             from: max(sample.remainingBytes / 4096, 1), pageMs: pageMs, noticeMs: sample.noticeMs, running: 1 - share,
-            freeMs: freeMs / (1 + doubt))
+            freeMs: freeMs(sample, share))
+    }
+
+    /// What pages may take of the pause.
+    private func freeMs(_ sample: GateSample, _ share: Double) -> Double {
+        let freeMs = maxDowntimeMs - Self.leastMs(fixedMs: fixedMs, linkBytesPerS: sample.linkBytesPerS)
+        guard share > 0 else { return freeMs / (1 + doubt) }
+        return (freeMs - Brake.periodMs) / Self.throughRoundDoubt - GateSample.stopMs(noticeMs: sample.noticeMs)
     }
 }
 

@@ -7,8 +7,8 @@ struct BenchForecast: AsyncParsableCommand {
         abstract: "Guests that write a tenth to three times what the link carries: foretold, and moved.",
         discussion: """
             Each guest rewrites whole incompressible pages of a hot part of its memory. Apus is asked for a plan first, then \
-            moves it, slowing it down where it must; plain QEMU moves the same guest beside it. Writes results.json and \
-            results.md into --output.
+            moves it, slowing it down where it must; plain QEMU moves the same guest beside it. One that does not come to \
+            an end is given up after --give-up-s, which is a result. Writes results.json and results.md into --output.
             """)
 
     @Option(help: "Rates of writing, as shares of the link's.") var shares = "0.1,0.3,0.6,1,1.5,2,3"
@@ -42,12 +42,13 @@ struct BenchForecast: AsyncParsableCommand {
             report = try await options.measure(matrix) { part in
                 var all = done
                 all.outcomes += part.outcomes
-                try all.write(into: output)
+                try all.writeForecasts(into: output)
             }
             report.outcomes = done.outcomes + report.outcomes
         }
         note("results: \(output)/results.json, results.md")
         print(ForecastSweep(report).markdown)
+        try report.mustBeUnharmed()
     }
 
     private func guests(bitsPerS: UInt64) throws -> [Workload] {

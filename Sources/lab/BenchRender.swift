@@ -6,8 +6,9 @@ struct BenchRender: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "render", abstract: "Table and chart anew from results.json files; several become one report.")
 
-    @Argument(help: "results.json files of `bench migrate` or `bench lines-sweep`.") var files: [String]
+    @Argument(help: "results.json files of `bench migrate`, `lines-sweep` or `forecast`.") var files: [String]
     @Flag(help: "Draw the curves of `bench lines-sweep`.") var linesSweep = false
+    @Flag(help: "Tables of `bench forecast`.") var forecast = false
     @Option(help: "Where the results go.") var output = ".build/bench"
 
     func run() throws {
@@ -17,13 +18,15 @@ struct BenchRender: ParsableCommand {
         guard !reports.isEmpty else { throw ValidationError("no files") }
         var report = reports.removeFirst()
         for other in reports { report.outcomes += other.outcomes }
-        if linesSweep {
+        if forecast {
+            try report.writeForecasts(into: output)
+        } else if linesSweep {
             try report.writeSweep(into: output)
         } else {
             try report.write(into: output)
             report.print()
         }
-        note("results: \(output)/results.json, results.md, chart.svg")
+        note("results: \(output)")
     }
 }
 
@@ -60,11 +63,17 @@ extension Report {
             markdown: sweep.markdown + "\n" + markdown(Self.measures.filter(isMeasured)), svg: sweep.svg, into: output)
     }
 
-    private func write(markdown: String, svg: String, into output: String) throws {
+    /// results.json and results.md of guests that were foretold.
+    func writeForecasts(into output: String) throws {
+        let measured = "Measured \(date) on \(machine); guests under \(accelerator.rawValue.uppercased()).\n\n"
+        try write(markdown: measured + ForecastSweep(self).markdown, svg: nil, into: output)
+    }
+
+    private func write(markdown: String, svg: String?, into output: String) throws {
         try FileManager.default.createDirectory(atPath: output, withIntermediateDirectories: true)
         let folder = URL(fileURLWithPath: output)
         try json().write(to: folder.appendingPathComponent("results.json"))
         try Data(markdown.utf8).write(to: folder.appendingPathComponent("results.md"))
-        try Data(svg.utf8).write(to: folder.appendingPathComponent("chart.svg"))
+        if let svg { try Data(svg.utf8).write(to: folder.appendingPathComponent("chart.svg")) }
     }
 }

@@ -120,6 +120,9 @@ extension Outcome {
 }
 
 extension Report {
+    /// Exit status 1 when a guest was harmed; not to come to an end is a result.
+    func mustBeUnharmed() throws { if outcomes.contains(where: { $0.pagesWrong > 0 }) { throw ExitCode(1) } }
+
     /// Exit status 1 when a guest was harmed or a migration was not made.
     func mustBeGood() throws {
         if outcomes.contains(where: { $0.pagesWrong > 0 || $0.failure != nil }) { throw ExitCode(1) }

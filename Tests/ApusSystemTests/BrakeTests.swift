@@ -84,3 +84,29 @@ import Testing
         }
     }
 }
+
+@Suite struct BusyMeterTests {
+    private func share(of command: String) throws -> Double? {
+        let process = try ProcessHandle.spawn(
+            SpawnRequest(executable: "/bin/sh", arguments: ["-c", command], logPath: "/dev/null", descriptors: []))
+        defer { try? process.signal(SIGKILL) }
+        // The shell has begun its command.
+        pause(ms: 200)
+        let meter = BusyMeter(pid: process.pid, threads: [process.pid])
+        pause(ms: 600)
+        return meter.share
+    }
+
+    /// On a crowded host it waits for a processor for the rest of the time.
+    @Test(.timeLimit(.minutes(1))) func whoComputesIsBusy() throws {
+        #expect(try #require(try share(of: "while :; do :; done")) > 0.7)
+    }
+
+    @Test(.timeLimit(.minutes(1))) func whoWaitsIsNot() throws {
+        #expect(try #require(try share(of: "exec sleep 60")) < 0.3)
+    }
+
+    @Test func whoIsGoneIsNotKnown() {
+        #expect(BusyMeter(pid: 1 << 22, threads: [1 << 22]).share == nil)
+    }
+}

@@ -134,6 +134,24 @@ extension RealGuests {
             }
         }
 
+        /// Some 60 MB take the link ten seconds.
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func aDeadlineInTheFirstPassIsTold(port: ApusPeer.Port) async throws {
+            try await FaultStage.with(rate: 50_000_000, port: port, workload: FaultStage.workload) { stage in
+                let job = try await move(stage, ["--allow", "none", "--deadline", "3"])
+                let ended = try await stage.settle(job, .failed, seconds: 30)
+                FaultStage.expectsWords(ended.error, code: "deadline-too-near")
+                #expect(ended.error?.message.contains("deadline of 3.0 s") == true)
+                #expect(ended.error?.advice?.contains("allow postcopy") == true)
+                // It says how much longer it would have taken, and that is true.
+                let advised = try #require(ended.error?.advice?.firstMatch(of: /give it ([0-9]+) s/)?.1)
+                let seconds = try #require(Int(advised))
+                #expect((5...60).contains(seconds), "\(FaultStage.told(ended))")
+                let again = try await move(stage, ["--allow", "none", "--deadline", "\(2 * seconds)"])
+                try await stage.settle(again, .completed, moved: true, seconds: 120)
+            }
+        }
+
         @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
         func withNothingAllowedItStays(port: ApusPeer.Port) async throws {
             try await with(port) { stage in

@@ -152,16 +152,24 @@ extension OutgoingMigration {
 extension OutgoingTransfer {
     /// What the stream port's gate must know of the vCPUs.
     var pedal: ProgressMonitor.Pedal {
-        guard let brake else { return .init() }
-        return .init(canSlowDown: brake.failure == nil, stoppedNs: brake.stoppedNs)
+        guard let brake, !isDirect else { return .init() }
+        let stoppedNs = brake.stoppedNs
+        return .init(
+            canSlowDown: brake.failure == nil, stoppedNs: stoppedNs, busyShare: stoppedNs == 0 ? brake.busyShare : nil)
     }
 
-    /// nil: QEMU does not say which of its threads are vCPUs, or they are not to be found.
+    /// nil: it is not known which threads are to be stopped.
     static func brake(of machine: Machine) async -> Brake? {
-        guard let infos = try? await machine.qmp.execute(.queryCPUsFast) else { return nil }
+        await machine.vcpuThreads().map { Brake(pid: machine.pid, threads: $0) }
+    }
+}
+
+extension Machine {
+    /// nil: QEMU does not say which of its threads are vCPUs, or they are not to be found.
+    func vcpuThreads() async -> [Int32]? {
+        guard let infos = try? await qmp.execute(.queryCPUsFast) else { return nil }
         let threads = Set(infos.map(\.threadID)).sorted()
-        let known = (try? ProcFile.numbers(in: "/proc/\(machine.pid)/task")) ?? []
-        guard !threads.isEmpty, threads.allSatisfy(known.contains) else { return nil }
-        return Brake(pid: machine.pid, threads: threads)
+        let known = (try? ProcFile.numbers(in: "/proc/\(pid)/task")) ?? []
+        return !threads.isEmpty && threads.allSatisfy(known.contains) ? threads : nil
     }
 }

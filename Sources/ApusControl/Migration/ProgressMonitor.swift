@@ -64,6 +64,8 @@ struct ProgressMonitor: Sendable {
         var canSlowDown = false
         /// How long they have stood still so far.
         var stoppedNs: UInt64 = 0
+        /// How busy they were before; nil: not known.
+        var busyShare: Double?
     }
 
     private var gate: SwitchGate
@@ -98,7 +100,7 @@ struct ProgressMonitor: Sendable {
     mutating func cannotHandOver() { gate.cannotHandOver() }
 
     /// Looks at the guest between QEMU's rounds, a moment ago.
-    mutating func saw(_ looks: [WorkingSetHistory.Look], nowNs: UInt64) {
+    mutating func saw(_ looks: [TimedLook], nowNs: UInt64) {
         for var look in looks {
             look.endMs = Double(nowNs - startNs) / 1e6
             gate.saw(look)
@@ -210,11 +212,11 @@ struct ProgressMonitor: Sendable {
                 lastRoundMs = Double(nowNs - roundStartNs) / 1e6 / rounds
                 let stoodMs = Double(pedal.stoppedNs &- roundStartStoppedNs) / 1e6 / rounds
                 if lastRoundMs > 1 {
+                    gate.saw(busyShare: pedal.busyShare)
                     dirtyBytesPerS = Double(ram.remaining) / (lastRoundMs / 1000)
                     gate.saw(
-                        .init(
-                            endMs: Double(nowNs - startNs) / 1e6,
-                            spanMs: max(lastRoundMs - stoodMs, 0.05 * lastRoundMs),
+                        TimedLook(
+                            endMs: Double(nowNs - startNs) / 1e6, spanMs: lastRoundMs, stoodMs: stoodMs,
                             pages: Double(ram.remaining) / 4096))
                 }
             }

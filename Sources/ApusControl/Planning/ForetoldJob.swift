@@ -135,14 +135,10 @@ extension OutgoingMigration {
     private static var mostFixedMs: Double { 100 }
 
     private func learnBytes(_ summary: JobSummary, _ flow: FlowSample, _ known: inout VMHistory) {
-        guard let firstBytes = monitor.firstRoundBytes, let pages = monitor.firstRoundPages, pages > 0 else { return }
-        VMHistory.mix(&known.firstBytesPerPage, Double(firstBytes) / Double(pages))
-        known.dataPages = Double(pages)
-        let all = flow.dataPages + flow.zeroPages
-        if all > pages + 64 {
-            VMHistory.mix(
-                &known.againBytesPerPage, Double(flow.wireBytes - min(firstBytes, flow.wireBytes)) / Double(all - pages)
-            )
-        }
+        guard let firstBytes = monitor.firstRoundBytes, let firstPages = monitor.firstRoundPages else { return }
+        known.learn(
+            VMHistory.Sent(
+                firstPages: firstPages, firstBytes: firstBytes, pages: flow.dataPages + flow.zeroPages,
+                samePages: flow.samePages, wireBytes: flow.wireBytes))
     }
 }

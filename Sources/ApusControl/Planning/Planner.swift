@@ -13,6 +13,7 @@ import Foundation
 ///   pages          MemorySampler   zeros, what the destination reads itself, bytes of the others on the wire
 ///   writing        WriteWatch      direct port: looks of 25 ms to 1.4 s -> WorkingSet, and what the written pages are like
 ///                  QEMU's own measurement, 1 s and 2 s, where RAM cannot be watched
+///                  BusyMeter       how busy its vCPUs are -> CPUDemand, how far slowing it down goes
 ///   memory of it   VMHistory       what its stops and starts cost before, and pages that were sent again
 ///                        `--> Forecast.band for each way that the VM can go
 /// ```
@@ -71,6 +72,8 @@ struct Planner {
         }
         let first = sample.bytesPerPage + Self.pageHeadBytes
         var history = WorkingSetHistory()
+        var place: (WrittenPlace, bytesPerPage: Double)?
+        let meter = await machine.vcpuThreads().map { BusyMeter(pid: machine.pid, threads: $0) }
         do {
             let access = try DirectAccess(await DirectAccess.examine(machine))
             let watch = try await watch(machine, access, seconds: request.seconds, linkBytesPerS: link.bytesPerS)
@@ -79,10 +82,12 @@ struct Planner {
             let whole = watch.written.map { $0.bytesPerSeenPage + Self.pageHeadBytes } ?? first
             let lines = watch.changedShare.map { $0 * whole + Self.lineHeadBytes }
             ways.append((.direct, min(whole, lines ?? whole)))
+            place = watch.place.map { ($0, whole) }
         } catch let obstacle as DirectAccess.Obstacle {
             notes.append("It cannot go by the direct port. \(obstacle)")
             history = try await Self.askQemu(machine, memoryBytes: layout.byteCount)
         }
+        history.demand = meter?.share.map { CPUDemand(share: $0) }
         ways.append((.stream, ways.first?.again ?? min(first, known.againBytesPerPage ?? first)))
         guard let workingSet = history.curve else {
             throw Problem("vm-unresponsive", "\(request.vm)'s QEMU does not tell what its guest writes.")
@@ -92,15 +97,18 @@ struct Planner {
         remembered.learn(link: link.bytesPerS, to: request.host)
         try? await store.save(remembered, of: request.vm)
         let options = ways.flatMap { way in
-            Self.options(
-                way.port,
-                ForecastInput(
-                    pages: Double(layout.pageCount) * (1 - sample.zeroShare),
-                    firstBytesPerPage: sample.bytesPerPageReferred + Self.pageHeadBytes,
-                    againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
-                    maxDowntimeMs: Double(request.maxDowntimeMs),
-                    fixedDowntimeMs: known.fixedDowntimeMs ?? Self.fixedDowntimeMs,
-                    prepareMs: known.prepareMs ?? Self.prepareMs, closing: way.port == .direct ? .direct : .stream))
+            var input = ForecastInput(
+                pages: Double(layout.pageCount) * (1 - sample.zeroShare),
+                firstBytesPerPage: sample.bytesPerPageReferred + Self.pageHeadBytes,
+                againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
+                maxDowntimeMs: Double(request.maxDowntimeMs),
+                fixedDowntimeMs: known.fixedDowntimeMs ?? Self.fixedDowntimeMs,
+                prepareMs: known.prepareMs ?? Self.prepareMs, closing: way.port == .direct ? .direct : .stream)
+            if let (place, bytesPerPage) = place {
+                let passBytes = input.pages * input.firstBytesPerPage
+                input.writtenSpan = place.span(passBytes: passBytes, bytesPerPage: bytesPerPage)
+            }
+            return Self.options(way.port, input)
         }.sorted { $0.rank < $1.rank }
         return PlanReport(
             vm: request.vm, host: request.host, takenAt: Date(), maxDowntimeMs: request.maxDowntimeMs,

@@ -15,7 +15,7 @@ struct VMHistory: Codable, Sendable, Equatable {
     /// What a stop costs with nothing left to send, and what goes by before the first page; milliseconds.
     var fixedDowntimeMs: Double?
     var prepareMs: Double?
-    /// Wire bytes of a page of the first pass, and of one that is sent again.
+    /// Wire bytes of a page of the first pass, and of one that is sent again because it has changed.
     var firstBytesPerPage: Double?
     var againBytesPerPage: Double?
     /// Pages of the first pass.
@@ -51,6 +51,29 @@ struct VMHistory: Codable, Sendable, Equatable {
         guard bytesPerS > 0, links[host] != nil || links.count < Self.linksMax else { return }
         links[host] = bytesPerS
     }
+
+    /// What a migration sent.
+    struct Sent {
+        var firstPages: UInt64
+        var firstBytes: UInt64
+        /// Of all rounds; among them pages that were found to be the same when they came again.
+        var pages: UInt64
+        var samePages: UInt64
+        var wireBytes: UInt64
+    }
+
+    /// How many pages are found to be the same is a matter of the rounds' lengths: the forecast reckons it anew.
+    mutating func learn(_ sent: Sent) {
+        guard sent.firstPages > 0 else { return }
+        Self.mix(&firstBytesPerPage, Double(sent.firstBytes) / Double(sent.firstPages))
+        dataPages = Double(sent.firstPages)
+        let again = Double(sent.pages) - Double(sent.firstPages) - Double(sent.samePages)
+        guard again > Self.againPagesMin else { return }
+        let bytes = Double(sent.wireBytes) - Double(sent.firstBytes) - SwitchGate.deviceBytes
+        Self.mix(&againBytesPerPage, max(bytes, 0) / again)
+    }
+    /// Fewer pages say too little.
+    private static let againPagesMin = 64.0
 
     /// One more value of something that varies little.
     static func mix(_ value: inout Double?, _ newest: Double?) {

@@ -8,6 +8,8 @@ public struct ForecastInput: Sendable, Equatable, Codable {
     /// Payload bytes per second that the link takes.
     public var linkBytesPerS: Double
     public var workingSet: WorkingSet
+    /// Where in the first pass its pages travel: shares of the pass's time.
+    public var writtenSpan = 0.0...1.0
     /// The longest pause that is allowed, and the part of it that is there without any page.
     public var maxDowntimeMs: Double
     public var fixedDowntimeMs: Double

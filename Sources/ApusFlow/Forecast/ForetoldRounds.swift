@@ -28,8 +28,9 @@ struct ForetoldRounds {
         var (sentPages, sentMs, idleMs) = (input.pages, elapsedMs, 0.0)
         var lastReady = Double.infinity
         for round in 2...Self.roundsMax {
-            let ready = min(input.workingSet.dirtied(inMs: (sentMs + idleMs) * (1 - gate.slowed)), input.pages)
-            bytesPerPage = input.againBytesPerPage * changedShare(ready, sentPages, sentMs, idleMs)
+            let ready = min(input.workingSet.dirtied(inMs: sentMs + idleMs, running: 1 - gate.slowed), input.pages)
+            let span = round == 2 ? input.writtenSpan : 0...1
+            bytesPerPage = input.againBytesPerPage * changedShare(ready, sentPages, sentMs, idleMs, span)
             let isShrinking = ready < SwitchGate.shrink * lastReady
             let sample = sample(round, ready)
             if movesWhenFlat && !isShrinking { return follow(round, ready, sample) }
@@ -58,9 +59,13 @@ struct ForetoldRounds {
     /// - Parameters:
     ///   - ready: pages written since the last round began.
     ///   - sentPages: pages that the last round sent, within `sentMs`; then it waited for `idleMs`.
-    private func changedShare(_ ready: Double, _ sentPages: Double, _ sentMs: Double, _ idleMs: Double) -> Double {
-        let running = 1 - gate.slowed
-        let since = idleMs * running...(idleMs + sentMs) * running
+    ///   - span: where in that time these pages travelled.
+    private func changedShare(
+        _ ready: Double, _ sentPages: Double, _ sentMs: Double, _ idleMs: Double, _ span: ClosedRange<Double>
+    ) -> Double {
+        let progress = input.workingSet.demand.progress(running: 1 - gate.slowed)
+        func guestMs(since share: Double) -> Double { (idleMs + sentMs * (1 - share)) * progress }
+        let since = guestMs(since: span.upperBound)...guestMs(since: span.lowerBound)
         guard ready > 0, input.workingSet.setPages > 0 else { return 1 }
         let sentShare = min(sentPages / max(input.workingSet.setPages, ready), 1)
         let changed = min(input.workingSet.meanDirtied(inMs: since) / ready, 1)

@@ -32,11 +32,8 @@ struct RoundLooks: Sendable {
 
     var elapsedMs: Double { Instant.now().ms(since: began) }
     var sinceScanMs: Double { Instant.now().ms(since: scanned) }
-    /// How long the guest has run since the last scan.
-    private var ranMs: Double {
-        let stood = Double((brake?.stoppedNs ?? 0) &- stoppedNs) / 1e6
-        return max(sinceScanMs - stood, 0.05 * sinceScanMs)
-    }
+    /// How much of the time since the last scan the vCPUs stood still.
+    private var stoodMs: Double { Double((brake?.stoppedNs ?? 0) &- stoppedNs) / 1e6 }
 
     /// Time until the next look is due.
     var untilDueMs: Double { max(dueMs - sinceScanMs, 0) }
@@ -45,27 +42,27 @@ struct RoundLooks: Sendable {
     /// - Returns: a look; nil: none is due. `isNews`: unlike the one before it.
     mutating func look(
         _ writtenPages: () throws(SystemError) -> Double?
-    ) throws(SystemError) -> (seen: WorkingSetHistory.Look, isNews: Bool)? {
+    ) throws(SystemError) -> (seen: TimedLook, isNews: Bool)? {
         let nowMs = sinceScanMs
         guard nowMs >= dueMs else { return nil }
-        let spanMs = ranMs
+        let stoodMs = stoodMs
         let pages = try writtenPages()
         let costMs = sinceScanMs - nowMs
         dueMs = sinceScanMs + max(min(nowMs, Self.longestMs), costMs / Self.costShare)
         guard let pages else { return nil }
-        let isNews = spanMs > Self.keptGrowth * keptMs
-        if isNews { keptMs = spanMs }
-        return (WorkingSetHistory.Look(endMs: elapsedMs, spanMs: spanMs, pages: pages), isNews)
+        let isNews = nowMs > Self.keptGrowth * keptMs
+        if isNews { keptMs = nowMs }
+        return (TimedLook(endMs: elapsedMs, spanMs: nowMs, stoodMs: stoodMs, pages: pages), isNews)
     }
 
     /// A scan begins now.
     ///
-    /// - Returns: the time that it is about.
-    mutating func close() -> Double {
-        let spanMs = ranMs
+    /// - Returns: a look at what it will tell, without its pages.
+    mutating func close() -> TimedLook {
+        let look = TimedLook(endMs: elapsedMs, spanMs: sinceScanMs, stoodMs: stoodMs, pages: 0)
         scanned = Instant.now()
         stoppedNs = brake?.stoppedNs ?? 0
         (dueMs, keptMs) = (Self.firstMs, 0)
-        return spanMs
+        return look
     }
 }

@@ -13,7 +13,8 @@ internal import ApusSystem
 /// ```
 ///
 /// A guest that writes pages of a hot set at random is exactly this, with `refill` = set / writes per ms. The rounds of
-/// a migration differ in length, so they show the curve; see ``WorkingSetHistory``.
+/// a migration differ in length, so they show the curve; see ``WorkingSetHistory``. All times are the guest's: those of one that
+/// is slowed down go by as slowly as its work; see ``CPUDemand``.
 ///
 /// Source: writable working set and its history, Piao et al., BdCloud 2014; the curve is our reconstruction.
 public struct WorkingSet: Sendable, Equatable, Codable {
@@ -22,12 +23,21 @@ public struct WorkingSet: Sendable, Equatable, Codable {
     public var driftPagesPerMs: Double
     /// Standard deviation of what was seen from the curve, as a share of the curve.
     public var spread: Double
+    public var demand: CPUDemand
 
-    public init(setPages: Double, refillMs: Double, driftPagesPerMs: Double, spread: Double = 0) {
+    public init(
+        setPages: Double, refillMs: Double, driftPagesPerMs: Double, spread: Double = 0, demand: CPUDemand = .whole
+    ) {
         self.setPages = setPages
         self.refillMs = refillMs
         self.driftPagesPerMs = driftPagesPerMs
         self.spread = spread
+        self.demand = demand
+    }
+
+    /// Different pages written within `ms` while the vCPUs may run for this share of it.
+    public func dirtied(inMs ms: Double, running: Double) -> Double {
+        dirtied(inMs: ms * demand.progress(running: running))
     }
 
     /// Different pages written within `ms`.
@@ -45,6 +55,20 @@ public struct WorkingSet: Sendable, Equatable, Codable {
         let lengthMs = span.upperBound - span.lowerBound
         guard lengthMs > 1e-6 * span.upperBound else { return dirtied(inMs: span.upperBound) }
         return (area(span.upperBound) - area(span.lowerBound)) / lengthMs
+    }
+}
+
+/// So many different pages were written in so long, in which the vCPUs stood still for a part of the time.
+public struct TimedLook: Sendable, Equatable {
+    public var endMs: Double
+    public var spanMs: Double
+    public var stoodMs: Double
+    public var pages: Double
+    public init(endMs: Double, spanMs: Double, stoodMs: Double, pages: Double) {
+        self.endMs = endMs
+        self.spanMs = spanMs
+        self.stoodMs = stoodMs
+        self.pages = pages
     }
 }
 
@@ -81,6 +105,8 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
     static let curveFade = 0.95
 
     public private(set) var looks: [Look] = []
+    /// nil: not measured.
+    public var demand: CPUDemand?
 
     public init() {}
 
@@ -96,6 +122,7 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
     /// - Parameter factor: what the guest is expected to write now, against what it wrote then.
     public func asPrior(times factor: Double = 1) -> WorkingSetHistory {
         var prior = WorkingSetHistory()
+        prior.demand = demand
         for look in looks.suffix(Self.priorLooksMax) {
             prior.looks.append(Look(endMs: -1, spanMs: look.spanMs, pages: look.pages * factor))
         }
@@ -151,7 +178,9 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
         guard let plain, let drifting else { return nil }
         let isExact = drifting.error < Self.exactGain * plain.error
         let isBetter = drifting.error < Self.driftGain * plain.error && plain.set.spread > Self.chance || isExact
-        return isBetter ? drifting.set : plain.set
+        var curve = isBetter ? drifting.set : plain.set
+        curve.demand = demand ?? .whole
+        return curve
     }
 
     private static let refillStep = 1.05

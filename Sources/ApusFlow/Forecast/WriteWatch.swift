@@ -9,6 +9,8 @@ public struct WriteWatch: Sendable {
 
     /// The pages that it wrote, as they are; nil: none.
     public var written: MemorySample?
+    /// Where they lie among the guest's data; nil: none.
+    public var place: WrittenPlace?
 
     /// Shares of the time after which what was written is protected again: what is written twice is seen only so.
     public static let parts = [0.15, 0.15, 0.7]
@@ -53,6 +55,7 @@ public struct WriteWatch: Sendable {
                 return (first: first, count: Int(run.byteCount / UInt64(Limits.pageBytes)))
             }
             if part == parts.last {
+                watch.place = WrittenPlace(of: runs, in: try memory.layout.dataRuns(memory.windows))
                 watch.written = try MemorySampler(runs, memory.reader)?.take(linkBytesPerS: linkBytesPerS)
             }
         }

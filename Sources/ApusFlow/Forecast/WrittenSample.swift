@@ -80,7 +80,7 @@ struct WrittenSample: ~Copyable, Sendable {
 
 /// The thread that looks, from when memory begins to travel until the switch is near.
 final class WrittenLooks: Sendable {
-    private let seen = Monitor<[WorkingSetHistory.Look]>([])
+    private let seen = Monitor<[TimedLook]>([])
     private let ends = Latch()
     /// Older ones are not waited for by anybody.
     private static let keptMax = 16
@@ -95,7 +95,7 @@ final class WrittenLooks: Sendable {
     func end() { ends.open() }
 
     /// What was seen since the last call, the oldest first.
-    func take() -> [WorkingSetHistory.Look] {
+    func take() -> [TimedLook] {
         seen.update { looks in
             defer { looks = [] }
             return looks

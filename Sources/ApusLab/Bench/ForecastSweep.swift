@@ -16,6 +16,7 @@ public struct ForecastSweep: Sendable {
         return workload
     }
 
+    /// Who comes to an end, how near the forecasts came, and every guest.
     public var markdown: String {
         var table = Table([
             "guest", "link", "mover", "total s", "foretold", "MB", "foretold", "pause ms (guest)", "reported",
@@ -34,7 +35,33 @@ public struct ForecastSweep: Sendable {
                 text(gate?.downtimeMs), "\(outcome.pagesWrong)",
             ]
         }
-        return table.markdown + "\n\n" + errors
+        return [endings, errors, table.markdown].map { $0 + "\n" }.joined(separator: "\n")
+    }
+
+    /// Who comes to an end, by how much the guest writes.
+    private var endings: String {
+        var table = Table([
+            "writes, of the link", "link", "mover", "moved", "total s", "pause ms (guest)", "longest pause (reported)",
+        ])
+        // `hot 8 MiB, 0.3 of the link`: the size is left out.
+        func share(_ outcome: Outcome) -> String {
+            outcome.workload.split(separator: ", ").last.map { String($0.replacing(" of the link", with: "")) } ?? ""
+        }
+        var done: Set<[String]> = []
+        for first in report.outcomes {
+            let key = [share(first), rateName(first.rate), first.peer]
+            guard done.insert(key).inserted else { continue }
+            let all = report.outcomes.filter { share($0) == key[0] && $0.rate == first.rate && $0.peer == first.peer }
+            let moved = all.filter { $0.failure == nil }
+            func text(_ values: [Double?]) -> String { Spread(values.compactMap(\.self))?.text ?? "-" }
+            let longest = moved.compactMap(\.reportedDowntimeMs).max()
+            table.rows.append(
+                key + [
+                    "\(moved.count) of \(all.count)", text(moved.map { $0.totalMs.map { $0 / 1000 } }),
+                    text(moved.map { $0.pause?.downtimeMs }), longest.map(brief) ?? "-",
+                ])
+        }
+        return table.markdown
     }
 
     private var errors: String {

@@ -57,6 +57,7 @@ public final class Brake: Sendable {
 
     private let pid: Int32
     private let threads: [Int32]
+    private let meter: BusyMeter
     private let state = Monitor(State())
     private let stopped = Atomic<UInt64>(0)
 
@@ -64,10 +65,13 @@ public final class Brake: Sendable {
     public init(pid: Int32, threads: [Int32]) {
         self.pid = pid
         self.threads = threads
+        meter = BusyMeter(pid: pid, threads: threads)
     }
 
     /// How long the threads have stood still so far, nanoseconds.
     public var stoppedNs: UInt64 { stopped.load(ordering: .relaxed) }
+    /// How busy they have been since this was made; of use before anything is stopped. nil: not known.
+    public var busyShare: Double? { meter.share }
     public var share: Double { state.read { $0.share } }
     public var failure: InjectionError? { state.read { $0.failure } }
     /// Since when the threads have stood still, but for moments; nil: they do not.

@@ -54,6 +54,35 @@ import Testing
         #expect(Forecast.postcopy(busy).wireBytes < Forecast.hybrid(busy).wireBytes)
     }
 
+    @Test("one with work for a part of the time must be made slower than that") func busyInPart() {
+        let whole = Forecast.move(input(setPages: 16_384, writesPerS: 85_000), slowsDown: true)
+        var input = input(setPages: 16_384, writesPerS: 85_000)
+        input.workingSet.demand = CPUDemand(share: 0.2)
+        let slowed = Forecast.move(input, slowsDown: true)
+        #expect(slowed.slowedBy > 0.85 && slowed.slowedBy > whole.slowedBy, "\(slowed)")
+        #expect(slowed.ending != .tooBusy && slowed.downtimeMs <= 300)
+        // As much of its work is left undone, so it is the same migration.
+        #expect(abs(slowed.totalMs - whole.totalMs) < 0.3 * whole.totalMs, "\(slowed) \(whole)")
+    }
+
+    @Test("progress is all that it asks for, or what it may run of that") func demand() {
+        let demand = CPUDemand(share: 0.25)
+        #expect(demand.progress(running: 1) == 1 && demand.progress(running: 0.25) == 1)
+        #expect(demand.progress(running: 0.05) == 0.2 && demand.progress(running: 0) == 0)
+        #expect(CPUDemand.whole.progress(running: 0.3) == 0.3)
+        #expect(CPUDemand(share: .nan) == .whole && CPUDemand(share: 7) == .whole && CPUDemand(share: -1).share > 0)
+    }
+
+    @Test("pages that travel early in the first pass come again changed, late ones do not") func place() {
+        let input = input(setPages: 16_384, writesPerS: 15_000)
+        func bytes(_ span: ClosedRange<Double>) -> Double {
+            var placed = input
+            placed.writtenSpan = span
+            return Forecast.rounds(placed).wireBytes
+        }
+        #expect(bytes(0...0.4) > bytes(0...1) + 5e6 && bytes(0...1) > bytes(0.6...1) + 5e6)
+    }
+
     @Test("more writing never makes the pause shorter", arguments: [500.0, 2000, 8000, 20_000])
     func monotonous(writesPerS: Double) {
         let less = Forecast.rounds(input(setPages: 16_384, writesPerS: writesPerS))

@@ -29,6 +29,19 @@ import Testing
         #expect(end.pauseMs <= 300, "\(end)")
     }
 
+    @Test("a guest with little work is slowed down far enough at once", arguments: [0.1, 0.3, 0.6])
+    func slowedAtOnce(busyShare: Double) throws {
+        var world = GateWorld(guest(16_384, writesPerS: 85_000), Self.all)
+        world.demand = CPUDemand(share: busyShare)
+        let end = try #require(world.run())
+        #expect(end.decision == .open && end.rungs == 1 && end.pauseMs <= 300, "\(end)")
+        // Where it is taken for one that computes all the time it gets there as well, rung by rung.
+        world.isMeasured = false
+        let climbed = try #require(world.run())
+        #expect(climbed.decision == .open && climbed.pauseMs <= 300, "\(climbed)")
+        #expect(climbed.rungs > 1 && climbed.ms > end.ms, "\(climbed) \(end)")
+    }
+
     @Test("where nobody can slow it down it is handed over") func handedOver() throws {
         var world = GateWorld(guest(16_384, writesPerS: 85_000), Self.all)
         world.canSlowDown = false

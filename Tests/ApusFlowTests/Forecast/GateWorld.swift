@@ -12,6 +12,9 @@ struct GateWorld {
     /// What it writes at speed 1.
     var guest: WorkingSet
     var canSlowDown = true
+    /// What its vCPUs have to do, and whether the gate is told.
+    var demand = CPUDemand.whole
+    var isMeasured = true
 
     init(_ guest: WorkingSet, maxDowntimeMs: Double = 300, _ ladder: Ladder = Ladder()) {
         self.guest = guest
@@ -27,6 +30,7 @@ struct GateWorld {
         var pauseMs: Double
         /// The largest share of the time that the vCPUs stood still.
         var slowed: Double
+        var rungs: Int
     }
 
     private static let noticeMs = 8.0
@@ -36,20 +40,22 @@ struct GateWorld {
 
     /// Runs until the gate decides for an end; nil: it does not, within an hour.
     func run() -> End? {
-        var (gate, ms, slowed) = (gate, 0.0, 0.0)
+        var (gate, ms, slowed, rungs) = (gate, 0.0, 0.0, 0)
         var (left, lastReady) = (pages, Double.infinity)
         for round in 2...100_000 {
             let sendMs = max(left * pageMs, 1)
             let idleMs = left < 0.7 * lastReady || slowed > 0 ? 0 : max(0, Self.steadyMs - sendMs)
             lastReady = left
             let spanMs = sendMs + idleMs
-            let ran = (1 - slowed) * speed(ms)
+            let ran = demand.progress(running: 1 - slowed) * speed(ms)
+            if isMeasured { gate.saw(busyShare: demand.share) }
+            func guestMs(_ ms: Double) -> Double { gate.guestMs(ms, stoodMs: slowed * ms) }
             for share in [0.05, 0.1, 0.25, 0.5] {
                 let pages = guest.dirtied(inMs: spanMs * share * ran)
-                gate.saw(.init(endMs: ms + spanMs * share, spanMs: spanMs * share * (1 - slowed), pages: pages))
+                gate.saw(.init(endMs: ms + spanMs * share, spanMs: guestMs(spanMs * share), pages: pages))
             }
             let written = guest.dirtied(inMs: spanMs * ran)
-            gate.saw(.init(endMs: ms + spanMs, spanMs: spanMs * (1 - slowed), pages: written))
+            gate.saw(.init(endMs: ms + spanMs, spanMs: guestMs(spanMs), pages: written))
             ms += spanMs
             var sample = GateSample()
             sample.elapsedMs = ms
@@ -66,13 +72,14 @@ struct GateWorld {
             left = max(written, 1)
             switch decision {
             case .wait: break
-            case .slowDown(let share): slowed = max(slowed, share)
+            case .slowDown(let share): (slowed, rungs) = (max(slowed, share), rungs + 1)
             case .open, .handOver, .refuse:
-                let last = guest.dirtied(inMs: (left * pageMs + Self.noticeMs) * (1 - slowed) * speed(ms))
+                let ran = demand.progress(running: 1 - slowed) * speed(ms)
+                let last = guest.dirtied(inMs: (left * pageMs + Self.noticeMs) * ran)
                 return End(
                     decision: decision, ms: ms, rounds: round,
                     pauseMs: last * pageMs + SwitchGate.fixedMs + SwitchGate.deviceBytes / sample.linkBytesPerS * 1000,
-                    slowed: slowed)
+                    slowed: slowed, rungs: rungs)
             }
             if ms > Self.limitMs { return nil }
         }
