@@ -22,6 +22,8 @@ struct PullPushes: ~Copyable {
     private var pacer: Pacer
     private var window = PushWindow()
     private var isFull = false
+    /// Of the frame that is being filled.
+    private var lane = PullServer.pushLane
     /// Frames that are not credited yet: what had been sent with them, and when.
     private var inFlight: [(endBytes: UInt64, sentNs: UInt64)] = []
     private let due: Monitor<PushesDue?>
@@ -64,6 +66,7 @@ struct PullPushes: ~Copyable {
         mayPush.wait()
         while let run = take(socket) {
             counts.add(run)
+            try turn(isForeseen: run.reason != .rest)
             // A stripe may hold the end of one block and the beginning of the next.
             var page = run.first
             let end = run.first + PageNumber(run.count)
@@ -79,6 +82,13 @@ struct PullPushes: ~Copyable {
         try send()
         // Until the destination says on the control connection that it is whole, this one stays.
         while try receiver.receive() != nil {}
+    }
+
+    /// A frame has pages of one kind.
+    private mutating func turn(isForeseen: Bool) throws(FabricError) {
+        let next = isForeseen ? PullServer.foreseenLane : PullServer.pushLane
+        if next != lane { try send() }
+        lane = next
     }
 
     private func take(_ socket: Socket) -> PushOrder.Run? {
@@ -110,7 +120,7 @@ struct PullPushes: ~Copyable {
             guard case .pages(let result) = frame else { continue }
             let startNs = try waitForLink(FrameHeader.byteCount + result.headBytes + result.rawBytes)
             let bytes = try PullSender.transmit(
-                &sender, PullServer.pushLane, encoder.pages.head, pages.batch, result)
+                &sender, lane, encoder.pages.head, pages.batch, result)
             let nowNs = Instant.now().ns
             if nowNs - startNs > 1_000_000 { meter.waited(ns: nowNs - startNs) }
             meter.tick(nowNs: nowNs)
