@@ -56,9 +56,10 @@ public struct UseTrace: Sendable {
         return trace
     }
 
-    /// What was used after the moment, in this order, as an agent takes it: `FIRST COUNT`, a line for each run.
+    /// What was used after the moment, in this order, as an agent takes it: `FIRST COUNT`, a line for each run, and an empty
+    /// one behind each look.
     var pushOrder: String {
-        after.flatMap(\.runs).map { "\($0.page) \($0.count)\n" }.joined()
+        after.map { $0.runs.map { "\($0.page) \($0.count)\n" }.joined() }.joined(separator: "\n")
     }
 
     private static func look(_ tracker: WriteTracker, forMs: Int) async throws -> [Epoch] {

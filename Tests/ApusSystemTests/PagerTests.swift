@@ -102,6 +102,11 @@ struct PagerTests {
         try filler.fill(at: 32 * 4096, nil, byteCount: 16 * 4096)
         #expect(try [0, 2, 31, 40].map { try byte(window, at: $0 * 4096) } == [2, 1, 2, 0])
         #expect(try used() == [2])
+        // Whoever asks for a page too late is answered with zeros, or with the page once more: what the file has stays.
+        try pager.fillZero(0, at: 30 * 4096, byteCount: 2 * 4096)
+        try pager.fill(0, at: 40 * 4096, page(9).bytes)
+        #expect(try [30, 31, 40].map { try byte(window, at: $0 * 4096) } == [2, 2, 0])
+        #expect(try used() == [2])
         // No neighbour is taken for used.
         try target.read(at: 9 * 4096)
         try target.write(at: 40 * 4096)

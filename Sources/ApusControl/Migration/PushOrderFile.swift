@@ -4,6 +4,7 @@ import ApusSystem
 import Foundation
 
 /// An order in which pages are pushed, for experiments: a line `FIRST COUNT` for each run of pages of the VM's largest RAM block.
+/// An empty line ends an epoch, within which the order is not known: with a page that is asked for, earlier epochs are over.
 enum PushOrderFile {
     static let bytesMax = 16 << 20
 
@@ -19,16 +20,20 @@ enum PushOrderFile {
 
     static func parse(_ text: String, _ layout: Layout) throws(Problem) -> AccessRecord {
         guard let block = layout.blocks.max(by: { $0.pageCount < $1.pageCount }) else { return AccessRecord() }
-        var runs: [(first: PageNumber, count: Int)] = []
-        for line in text.split(separator: "\n") {
+        var epochs: [[(first: PageNumber, count: Int)]] = [[]]
+        for line in text.split(separator: "\n", omittingEmptySubsequences: false) {
+            if line.isEmpty {
+                epochs.append([])
+                continue
+            }
             let words = line.split(separator: " ")
             guard words.count == 2, let first = PageNumber(words[0]), let count = PageNumber(words[1]), count > 0,
                 first < block.pageCount, count <= block.pageCount - first
             else {
                 throw Problem("push-order-invalid", "\"\(line.prefix(40))\" is no run of pages of \(block.name).")
             }
-            runs.append((block.firstPage + first, Int(count)))
+            epochs[epochs.count - 1].append((block.firstPage + first, Int(count)))
         }
-        return AccessRecord(given: runs)
+        return AccessRecord(given: epochs)
     }
 }
