@@ -6,10 +6,13 @@ internal import Foundation
 /// ```
 ///   guest   ── runs ──| stands still                                      |── runs on, does the same, and moves ──
 ///                     `── state ──▶ twin ── runs ──▶ what it uses ──▶ ended
+///                                   0          ^ about where the guest will move
 /// ```
 /// A guest that works by its clock and by a generator of numbers in its memory does the same again, page by page.
 struct Twin {
-    /// The guest will run on for a moment before it moves, and then pages are missing for this long at most.
+    /// For so long the guest will run on before it moves.
+    static let headStartMs = 100
+    /// And for so long pages are missing at most.
     static let spanMs = 2500
 
     /// Stops the guest, lets a twin go ahead, and has the guest go on.
@@ -38,7 +41,7 @@ struct Twin {
         try await twin.execute(.migrateIncoming(uri: "exec:cat \(state)"))
         try await migrated(twin, "the twin")
         let trace = try await UseTrace.watch(
-            process.pid, workload, beforeMs: 0, afterMs: spanMs, in: lab
+            process.pid, workload, beforeMs: headStartMs, afterMs: spanMs, in: lab
         ) { try await twin.execute(.cont) }
         await twin.close()
         await process.stop()

@@ -56,10 +56,9 @@ public struct UseTrace: Sendable {
         return trace
     }
 
-    /// What was used after the moment, in this order, as an agent takes it: `FIRST COUNT`, a line for each run, and an empty
-    /// one behind each look.
+    /// What was used after the moment, in this order, as an agent takes it: `FIRST COUNT`, a line for each run.
     var pushOrder: String {
-        after.map { $0.runs.map { "\($0.page) \($0.count)\n" }.joined() }.joined(separator: "\n")
+        after.flatMap(\.runs).map { "\($0.page) \($0.count)\n" }.joined()
     }
 
     private static func look(_ tracker: WriteTracker, forMs: Int) async throws -> [Epoch] {

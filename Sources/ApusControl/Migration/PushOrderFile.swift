@@ -4,7 +4,6 @@ import ApusSystem
 import Foundation
 
 /// An order in which pages are pushed, for experiments: a line `FIRST COUNT` for each run of pages of the VM's largest RAM block.
-/// An empty line ends an epoch, within which the order is not known: with a page that is asked for, earlier epochs are over.
 enum PushOrderFile {
     static let bytesMax = 16 << 20
 
@@ -20,20 +19,16 @@ enum PushOrderFile {
 
     static func parse(_ text: String, _ layout: Layout) throws(Problem) -> AccessRecord {
         guard let block = layout.blocks.max(by: { $0.pageCount < $1.pageCount }) else { return AccessRecord() }
-        var epochs: [[(first: PageNumber, count: Int)]] = [[]]
-        for line in text.split(separator: "\n", omittingEmptySubsequences: false) {
-            if line.isEmpty {
-                epochs.append([])
-                continue
-            }
+        var runs: [(first: PageNumber, count: Int)] = []
+        for line in text.split(separator: "\n") {
             let words = line.split(separator: " ")
             guard words.count == 2, let first = PageNumber(words[0]), let count = PageNumber(words[1]), count > 0,
                 first < block.pageCount, count <= block.pageCount - first
             else {
                 throw Problem("push-order-invalid", "\"\(line.prefix(40))\" is no run of pages of \(block.name).")
             }
-            epochs[epochs.count - 1].append((block.firstPage + first, Int(count)))
+            runs.append((block.firstPage + first, Int(count)))
         }
-        return AccessRecord(given: epochs)
+        return AccessRecord(given: runs)
     }
 }

@@ -34,10 +34,8 @@ public struct AccessRecord: Equatable, Sendable {
         }
     }
 
-    /// An order that somebody gives; within an epoch it is not known.
-    public init(given epochs: [[(first: PageNumber, count: Int)]]) {
-        for (index, epoch) in epochs.enumerated() { add(epoch, ms: Float(index)) }
-    }
+    /// An order that somebody gives.
+    public init(given runs: [(first: PageNumber, count: Int)]) { add(runs, ms: 0) }
 
     /// What one look has found.
     public mutating func add(_ epoch: [(first: PageNumber, count: Int)], ms: Float) {

@@ -107,16 +107,7 @@ public struct PushOrder: Sendable {
         learn(page)
         remove(page, 1)
         if prefetch.followsTouches { foresee(page, ms) }
-        if prefetch == .given && wasDue { keepUp(with: page) }
         return wasDue
-    }
-
-    /// What was to be used before this page has been used: it would be late.
-    private mutating func keepUp(with page: PageNumber) {
-        guard let run = recorded.first(where: { $0.first <= page && page - $0.first < $0.count }),
-            let start = recorded.firstIndex(where: { $0.ms >= run.ms })
-        else { return }
-        recorded = recorded[start...]
     }
 
     /// Where would this page have come from soonest?
