@@ -203,6 +203,11 @@ public struct PullSummary: Codable, Sendable, Equatable {
     public var wholeMs: Double?
     /// Touches that waited for less than 2, 4, 8 … microseconds.
     public var faultHistogram: [UInt64]?
+    /// Pages that came by themselves, in time, and were used until nothing was missing; nil: that cannot be told.
+    public var usedPages: UInt64?
+    /// Pages that were pushed because it was guessed that they would be used soon, and those of them that were meanwhile.
+    public var foreseenPages: UInt64?
+    public var foreseenUsedPages: UInt64?
     /// What decided the order of pages that came by themselves; of the outgoing job only.
     public var prefetch: PrefetchSummary?
 
@@ -220,11 +225,21 @@ public struct PullSummary: Codable, Sendable, Equatable {
         self.stallMs = stallMs
         self.wholeMs = wholeMs
     }
+
+    /// Of the pages that were missing at first and that the VM used meanwhile, the share that was there before it asked.
+    public var coverage: Double? {
+        usedPages.flatMap { $0 + faults > 0 ? Double($0) / Double($0 + faults) : nil }
+    }
+    /// Of the pages that were foreseen, the share that the VM used meanwhile.
+    public var accuracy: Double? {
+        guard let foreseenPages, let foreseenUsedPages, foreseenPages > 0 else { return nil }
+        return Double(foreseenUsedPages) / Double(foreseenPages)
+    }
 }
 
 /// How pages were foreseen that a VM would touch at the destination.
 public struct PrefetchSummary: Codable, Sendable, Equatable {
-    /// `migrate.prefetch`: `sweep`, `near`, `recorded`, `trend`.
+    /// `migrate.prefetch`: `sweep`, `near`, `recorded`, `trend`, `given`.
     public var order: String
     /// Pages that came by themselves, by what brought them forward: near a touched page, on the way of touches, used
     /// before the move, nothing.

@@ -22,6 +22,8 @@ public struct PullCounts: Codable, Sendable, Equatable {
     public var wireBytes: UInt64 = 0
     /// From the flip until nothing was missing; nil: something is, or an agent was restarted meanwhile.
     public var wholeMs: Double?
+    /// What the guest used of the pushed pages until nothing was missing; nil: something is, or it cannot be told.
+    public var use: PushUse? = nil
 
     public init() {}
 }

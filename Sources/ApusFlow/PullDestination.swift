@@ -22,42 +22,20 @@ public enum PullEvent: Sendable, Equatable {
 ///                        │                           │
 ///                        └─ a hole, not missing: zeros
 ///   urgent thread ◀═════ batches ════════════════════┤           each installs by UFFDIO_COPY, which never overwrites,
-///   push thread   ◀═════ batches ════════════════════┘           and then settles the pages: their home is here
+///   push thread   ◀═════ batches ════════════════════┘           and then settles the pages: their home is here. What
+///                                                                is pushed goes into files only, so that its use shows
 /// ```
 ///
 /// What is missing stands in a file (``WordFile``), so that the successor of an agent that was killed goes on. A page that
 /// guest RAM has is never missing, whatever the file says: it may have been installed a moment before the end.
 public final class PullDestination: Sendable {
-    private struct Waiting: Sendable {
-        let page: PageNumber
-        let since: Instant
-    }
-    private struct Content: Sendable {
-        /// nil: the flip has not come.
-        var residence: Residence?
-        var waiting: [Waiting] = []
-        var counts = PullCounts()
-        var flipped = Instant.now()
-        var isOver = false
-        var saidWhole = false
-
-        /// Whoever waited for one of these pages goes on.
-        mutating func answer(_ first: PageNumber, _ count: Int, _ now: Instant, _ waited: (UInt64) -> Void) {
-            guard !waiting.isEmpty else { return }
-            for wait in waiting where wait.page >= first && wait.page < first + PageNumber(count) {
-                waited(now.ns - wait.since.ns)
-            }
-            waiting.removeAll { $0.page >= first && $0.page < first + PageNumber(count) }
-        }
-    }
-
     public let layout: Layout
     private let pager: Pager
     private let words: WordFile
     private let report: @Sendable (PullEvent) -> Void
     private let armed: @Sendable () -> Void
     private let waited: @Sendable (UInt64) -> Void
-    private let content = Monitor(Content())
+    private let content = Monitor(PullState())
     private let isOver = Atomic(false)
     private let connections = PullConnections()
     /// The sending half of a new urgent connection, on its way to the fault thread.
@@ -106,6 +84,7 @@ public final class PullDestination: Sendable {
         }
         armed()
         try empty(missing, ports)
+        watchUse(ports)
         try begin(missing)
     }
 
@@ -131,6 +110,31 @@ public final class PullDestination: Sendable {
         do throws(InjectionError) { try pager.empty(ofProcess) } catch {
             throw FlowFailure("pager", "Missing pages of the VM could not be taken out of its memory: \(error).")
         }
+    }
+
+    /// Pushed pages go into files only, so that it shows which the guest uses. Of private memory it cannot be told.
+    private func watchUse(_ ports: [BlockPort]) {
+        let fillers = ports.compactMap { port in
+            if case .mapped(let window) = port { try? window.makeFiller() } else { nil }
+        }
+        guard fillers.count == ports.count else { return }
+        content.update { ($0.fillers, $0.pushed) = (fillers, PushedPages(pageCount: layout.pageCount)) }
+    }
+
+    /// What the guest has used of what was pushed.
+    private func countUse() {
+        guard let pushed = content.read({ $0.pushed }) else { return }
+        var used = PageSet(pageCount: layout.pageCount)
+        let layout = layout
+        do throws(SystemError) {
+            try pager.eachUsed { area, offset, byteCount in
+                used.insert(
+                    first: layout.blocks[area].firstPage + PageNumber(offset / UInt64(Limits.pageBytes)),
+                    count: Int(byteCount / UInt64(Limits.pageBytes)))
+            }
+        } catch { return }
+        let use = pushed.use(used)
+        content.update { ($0.counts.use, $0.pushed, $0.fillers) = (use, nil, []) }
     }
 
     /// Goes on where an agent that was killed has stopped.
@@ -229,13 +233,14 @@ public final class PullDestination: Sendable {
         let share = LaneShare(lane: 0, lanes: 1)
         var decoder = BatchDecoder(layout: layout, share)
         var replica = ReplicaMap(share)
-        var installer = PullInstaller(self, isUrgent: isUrgent)
+        var installer = PullInstaller(self)
         var (bytes, frames): (UInt64, UInt64) = (0, 0)
         var credit = PageBuffer(byteCount: 16)
         while let frame = try Self.receive(&receiver) {
             guard frame.kind == .batch else {
                 throw FlowFailure("peer", "The source sent a \(frame.kind) frame among missing pages.")
             }
+            installer.way = isUrgent ? .asked : .pushed(isForeseen: frame.lane == PullServer.foreseenLane)
             try Self.install(&receiver, &decoder, &replica, &installer)
             bytes += UInt64(FrameHeader.byteCount + frame.length)
             frames += 1
@@ -296,47 +301,53 @@ public final class PullDestination: Sendable {
             content.counts.wholeMs = Instant.now().ms(since: content.flipped)
             return true
         }
-        if isNews { report(.whole) }
+        guard isNews else { return }
+        countUse()
+        report(.whole)
     }
 
     // MARK: Installing
 
     /// Installs those pages of a run that are missing; `bytes` nil: zeros.
-    func install(
-        _ first: PageNumber, _ count: Int, _ bytes: RawSpan?, isUrgent: Bool
-    ) throws(SystemError) {
+    func install(_ first: PageNumber, _ count: Int, _ bytes: RawSpan?, _ way: PullWay) throws(SystemError) {
         guard let index = layout.block(of: first) else { preconditionFailure("the decoder checked the page") }
         let start = layout.blocks[index].firstPage
         var done = 0
         while done < count {
             let page = first + PageNumber(done)
             // Not what is here already: the guest may have given it back meanwhile, and must not see it again.
-            let run = content.read { $0.residence?.missing.uniformRun(from: page, count: count - done) }
+            let (run, filler) = content.read { content in
+                (
+                    content.residence?.missing.uniformRun(from: page, count: count - done),
+                    way == .asked || content.fillers.isEmpty ? nil : content.fillers[index]
+                )
+            }
             guard let run else { return }
             defer { done += run.count }
             guard run.inSet else { continue }
             let offset = UInt64(page - start) * UInt64(Limits.pageBytes)
-            if let bytes {
-                let from = done * Limits.pageBytes
-                try pager.fill(index, at: offset, bytes.extracting(from..<from + run.count * Limits.pageBytes))
-            } else {
-                try pager.fillZero(index, at: offset, byteCount: run.count * Limits.pageBytes)
+            let byteCount = run.count * Limits.pageBytes
+            let from = done * Limits.pageBytes
+            let part = bytes?.extracting(from..<from + byteCount)
+            if let filler {
+                try filler.fill(at: offset, part, byteCount: byteCount)
+                // Whoever begins to wait after this was settled is told of as a page that is not missing, and is let go on.
+                settle(page, run.count, way)
+                pager.wake(index, at: offset, byteCount: byteCount)
+                continue
             }
-            settle(page, run.count, isUrgent: isUrgent)
+            if let part {
+                try pager.fill(index, at: offset, part)
+            } else {
+                try pager.fillZero(index, at: offset, byteCount: byteCount)
+            }
+            settle(page, run.count, way)
         }
     }
 
-    private func settle(_ first: PageNumber, _ count: Int, isUrgent: Bool) {
+    private func settle(_ first: PageNumber, _ count: Int, _ way: PullWay) {
         let now = Instant.now()
-        content.update { content in
-            let settled = content.residence?.settle(first: first, count: count) { words[$0] = $1 } ?? 0
-            if isUrgent {
-                content.counts.faultedPages += UInt64(settled)
-            } else {
-                content.counts.pushedPages += UInt64(settled)
-            }
-            content.answer(first, count, now, waited)
-        }
+        content.update { $0.settle(first, count, way, now, waited) { words[$0] = $1 } }
     }
 
     // MARK: Faults
@@ -377,7 +388,7 @@ public final class PullDestination: Sendable {
         let isMissing = content.update { content in
             guard content.residence?.home(of: page) == .source else { return false }
             if !content.waiting.contains(where: { $0.page == page }) {
-                content.waiting.append(Waiting(page: page, since: now))
+                content.waiting.append(.init(page: page, since: now))
             }
             return true
         }

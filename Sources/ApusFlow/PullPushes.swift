@@ -21,6 +21,8 @@ struct PullPushes: ~Copyable {
     private var pacer: Pacer
     private var window = PushWindow(bytesPerNs: nil, wayNs: 0)
     private var isFull = false
+    /// Of the frame that is being filled.
+    private var lane = PullServer.pushLane
     /// Frames that are not credited yet.
     private var inFlight: [InFlight] = []
     private let due: Monitor<PushesDue?>
@@ -69,6 +71,7 @@ struct PullPushes: ~Copyable {
         due.update { if isCurrent() { $0 = PushesDue(owner: socket, order: makeOrder(missing)) } }
         while let run = take(socket) {
             counts.add(run)
+            try turn(isForeseen: run.reason != .rest)
             // A stripe may hold the end of one block and the beginning of the next.
             var page = run.first
             let end = run.first + PageNumber(run.count)
@@ -84,6 +87,13 @@ struct PullPushes: ~Copyable {
         try send()
         // Until the destination says on the control connection that it is whole, this one stays.
         while try receiver.receive() != nil {}
+    }
+
+    /// A frame has pages of one kind.
+    private mutating func turn(isForeseen: Bool) throws(FabricError) {
+        let next = isForeseen ? PullServer.foreseenLane : PullServer.pushLane
+        if next != lane { try send() }
+        lane = next
     }
 
     private func take(_ socket: Socket) -> PushOrder.Run? {
@@ -111,7 +121,7 @@ struct PullPushes: ~Copyable {
             try waitForLink(FrameHeader.byteCount + result.headBytes + result.rawBytes)
             let sentNs = Instant.now().ns
             let bytes = try PullSender.transmit(
-                &sender, PullServer.pushLane, encoder.pages.head, pages.batch, result)
+                &sender, lane, encoder.pages.head, pages.batch, result)
             sentBytes += UInt64(bytes)
             inFlight.append(
                 InFlight(endBytes: sentBytes, creditedBytes: creditedBytes, byteCount: bytes, sentNs: sentNs))

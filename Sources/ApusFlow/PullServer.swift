@@ -33,6 +33,8 @@ public final class PullServer: Sendable {
     /// What the two connections are called in their hello.
     public static let urgentLane: UInt16 = 0
     public static let pushLane: UInt16 = 1
+    /// In the head of a push frame whose pages are thought to be needed soon.
+    static let foreseenLane: UInt16 = 2
 
     /// - Parameters:
     ///   - ports: the blocks of `layout`, in order: each mapped here, so that pages can be given even when QEMU has gone, or in

@@ -52,22 +52,20 @@ struct WantedList: ~Copyable {
 /// Puts what comes on one of the two connections where it belongs.
 struct PullInstaller: ~Copyable, PageInstaller {
     private let destination: PullDestination
-    private let isUrgent: Bool
+    /// Of the frame that is being taken apart.
+    var way = PullWay.asked
     let patchable = PageRanges()
 
-    init(_ destination: PullDestination, isUrgent: Bool) {
-        self.destination = destination
-        self.isUrgent = isUrgent
-    }
+    init(_ destination: PullDestination) { self.destination = destination }
 
     mutating func install(first: PageNumber, _ bytes: RawSpan) throws(PayloadError) {
         do throws(SystemError) {
-            try destination.install(first, bytes.byteCount / Limits.pageBytes, bytes, isUrgent: isUrgent)
+            try destination.install(first, bytes.byteCount / Limits.pageBytes, bytes, way)
         } catch { throw .install("\(error)") }
     }
 
     mutating func installZero(first: PageNumber, count: Int) throws(PayloadError) {
-        do throws(SystemError) { try destination.install(first, count, nil, isUrgent: isUrgent) } catch {
+        do throws(SystemError) { try destination.install(first, count, nil, way) } catch {
             throw .install("\(error)")
         }
     }

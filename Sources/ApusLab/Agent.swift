@@ -75,10 +75,12 @@ public struct Agent: Sendable {
 
     /// Boots a guest as somebody else would, and has the agent adopt it; returns when it has checked its memory once.
     ///
-    /// - Parameter options: more of QEMU's.
+    /// - Parameters:
+    ///   - options: more of QEMU's.
+    ///   - second: path of another monitor of this QEMU, which the agent does not get.
     public func adopt(
-        _ workload: Workload, as name: String, qemu: String, options: [String] = [], image: GuestImage,
-        accelerator: Accelerator, in lab: Lab
+        _ workload: Workload, as name: String, qemu: String, options: [String] = [], second: String? = nil,
+        image: GuestImage, accelerator: Accelerator, in lab: Lab
     ) async throws -> Console {
         try workload.disk?.make()
         let folder = try lab.makeFolder("adopted-\(name)")
@@ -86,8 +88,8 @@ public struct Agent: Sendable {
             [qemu] + options + workload.arguments(run: run, image: image, accelerator: accelerator)
         }
         let monitor = "\(folder)/qmp.sock"
-        let process = try await lab.start(
-            "adopted-\(name)", words(run: folder) + ["-qmp", "unix:\(monitor),server=on,wait=off"])
+        let monitors = [monitor, second].compactMap(\.self).flatMap { ["-qmp", "unix:\($0),server=on,wait=off"] }
+        let process = try await lab.start("adopted-\(name)", words(run: folder) + monitors)
         try await wait(for: "the monitor of \(name)", seconds: 20) {
             try process.mustRun()
             return FileManager.default.fileExists(atPath: monitor) ? true : nil

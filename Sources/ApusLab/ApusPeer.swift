@@ -10,7 +10,9 @@ public struct ApusPeer: Sendable {
 
     /// The `apus` program.
     public let program: String
-    public let qemu: String
+    public var qemu: String
+    /// Appears in results where Apus is measured with several QEMUs; nil: with the first.
+    public var qemuVersion: String?
     /// nil: Apus decides.
     public var port: Port?
     /// nil: Apus decides.
@@ -27,7 +29,11 @@ public struct ApusPeer: Sendable {
     public var isFaithful = false
     /// `migrate.prefetch` of both agents; nil: their default.
     public var prefetch: Prefetch?
-    public enum Prefetch: String, Sendable, CaseIterable { case sweep, near, recorded, trend }
+    public enum Prefetch: String, Sendable, CaseIterable { case sweep, near, recorded, trend, oracle }
+    /// Pages are pushed in the order in which the guest will use them, as its twin has shown; see ``Twin``.
+    var foreknows: Bool { prefetch == .oracle }
+    /// `migrate.pushOrderFile` of both agents.
+    var pushOrderFile: String?
     /// Pages may be referred to on shared disks, and in what the guest left behind: `content` of both agents.
     public var refers = false
     /// `content.domains` of both agents: trust domains of VMs, by name.
@@ -59,6 +65,7 @@ public struct ApusPeer: Sendable {
     /// does not change with the default mode. Behind it, in this order:
     ///
     ///     sweep, near, recorded, trend     how pages are foreseen; with the first two nothing is recorded
+    ///     oracle                           what will be used is known
     ///     faithful                         nothing travels while it is recorded what the guest uses
     ///     ref                              pages are referred to where they can be had elsewhere
     ///     nohold                           hot pages are not kept back
@@ -80,7 +87,7 @@ public struct ApusPeer: Sendable {
         }
         if let prefetch = words.first.flatMap(Prefetch.init(rawValue:)) {
             peer.prefetch = prefetch
-            if prefetch == .sweep || prefetch == .near { peer.recordMs = 0 }
+            if prefetch != .recorded && prefetch != .trend { peer.recordMs = 0 }
             words.removeFirst()
         }
         if words.first == "faithful" {
@@ -107,7 +114,8 @@ public struct ApusPeer: Sendable {
         if isFaithful { words.append("faithful") }
         if refers { words.append("ref") }
         if !holdsHotPages { words.append("nohold") }
-        return words.joined(separator: "-") + (lanes.map { " \($0) lane\($0 == 1 ? "" : "s")" } ?? "")
+        let qemu = qemuVersion.map { " on QEMU \($0)" } ?? ""
+        return words.joined(separator: "-") + qemu + (lanes.map { " \($0) lane\($0 == 1 ? "" : "s")" } ?? "")
     }
 
     /// What `apus migrate` is told beside VM and host.
@@ -137,7 +145,8 @@ public struct ApusPeer: Sendable {
         ].compactMap(\.self)
         let migrate = [
             holdsHotPages ? nil : "  holdHotPages: false\n", lineTableMiB.map { "  lineTableMiB: \($0)\n" },
-            prefetch.map { "  prefetch: \($0)\n" }, recordMs.map { "  recordMs: \($0)\n" },
+            prefetch.map { "  prefetch: \(foreknows ? "given" : $0.rawValue)\n" },
+            pushOrderFile.map { "  pushOrderFile: \($0)\n" }, recordMs.map { "  recordMs: \($0)\n" },
             isFaithful ? "  sendWhileRecording: false\n" : nil,
         ].compactMap(\.self)
         // A store and an index are measured where they are asked for, and disturb nothing elsewhere.
@@ -170,17 +179,31 @@ public struct ApusPeer: Sendable {
         _ workload: Workload, over pair: HostPair, in lab: Lab, image: GuestImage, accelerator: Accelerator,
         narrate: ((String) -> Void)? = nil
     ) async throws -> Outcome {
-        let source = try await Agent.start("a", self, pair.source, lab, port: Self.port - 1)
-        let destination = try await Agent.start("b", self, pair.destination, lab, port: Self.port)
+        var (peer, workload) = (self, workload)
+        if foreknows {
+            workload.ram = .file
+            peer.pushOrderFile = lab.path("push-order")
+        }
+        let monitor = lab.path("second.qmp")
+        let source = try await Agent.start("a", peer, pair.source, lab, port: Self.port - 1)
+        let destination = try await Agent.start("b", peer, pair.destination, lab, port: Self.port)
         narrate?("$ apus vm \(rebases ? "adopt" : "run") \(Self.vm) -- \(qemu) …")
         let here =
-            rebases
+            rebases || foreknows
             ? try await source.adopt(
-                workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator, in: lab)
+                workload, as: Self.vm, qemu: qemu, second: foreknows ? monitor : nil, image: image,
+                accelerator: accelerator, in: lab)
             : try await source.run(workload, as: Self.vm, qemu: qemu, image: image, accelerator: accelerator)
         if refers { try await source.waitForIndexes() }
         try await ContinuousClock().sleep(for: Outcome.settling)
 
+        // What the guest did until now is its speed before, and what comes was seen in its twin.
+        let settled = ContinuousClock.now
+        if let path = peer.pushOrderFile {
+            let future = try await Twin.foresee(
+                workload, monitor: monitor, qemu: qemu, image: image, accelerator: accelerator, in: lab)
+            try future.pushOrder.write(toFile: path, atomically: true, encoding: .utf8)
+        }
         if foretells { try await source.apus(["plan", Self.vm, destination.endpoint], seconds: 60) }
 
         var outcome = Outcome(peer: label, workload: workload.name, rate: pair.rate)
@@ -215,7 +238,8 @@ public struct ApusPeer: Sendable {
         outcome.qemuCPUDestination = try await destination.qemuPID(of: Self.vm).flatMap(CPUTime.of(pid:))?.besideGuest
         await console.check(seconds: 60)
         outcome.take(
-            source: here.trace, destination: console.trace, asked: started, moving: console.connected, ended: ended)
+            source: here.trace, destination: console.trace, settled: foreknows ? settled : nil,
+            asked: started, moving: console.connected, ended: ended)
         for open in [here, console] { await open.close() }
         return outcome
     }

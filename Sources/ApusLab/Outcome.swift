@@ -30,6 +30,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var bytesAfterRound1: UInt64?
     /// What was fetched after the switch; nil: nothing, or the mover does not say.
     public var pull: PullSummary?
+    /// Of QEMU's own post-copy: pages that its destination has asked for.
+    public var pageRequests: UInt64?
     /// From the guest's first tick at the destination until it works at 95 % of its speed before; nil: it has no work, or
     /// did not come to it while it was watched.
     public var recoveryMs: Double?
@@ -43,6 +45,8 @@ public struct Outcome: Sendable, Equatable, Codable {
     public var speedBefore: Double?
     public var speedDuring: Double?
     public var speedAfter: Double?
+    /// At the source, while it was recorded what the guest used; nil: it was not.
+    public var speedRecording: Double?
     /// At the destination, while pages were missing there.
     public var speedPulling: Double?
     /// CPU seconds on each side: the agents and the two QEMUs without their vCPUs.
@@ -72,10 +76,15 @@ public struct Outcome: Sendable, Equatable, Codable {
     /// - Parameter asked: when the command was given.
     /// - Parameter moving: when the destination QEMU was ready.
     /// - Parameter ended: when the source said that it was done.
+    /// - Parameter settled: until when the guest ran undisturbed; nil: until `asked`.
     public mutating func take(
-        source: ConsoleTrace, destination: ConsoleTrace, asked: Moment, moving: Moment, ended: Moment
+        source: ConsoleTrace, destination: ConsoleTrace, settled: Moment? = nil, asked: Moment, moving: Moment,
+        ended: Moment
     ) {
-        pause = GuestPause.measure(source: source, destination: destination, started: asked)
+        var pause = GuestPause.measure(source: source, destination: destination, started: asked)
+        // It stood still for another reason shortly before.
+        if settled != nil, let switchMs = pause?.switchMs { pause?.downtimeMs = switchMs }
+        self.pause = pause
         pagesWrong = source.wrong.count + destination.wrong.count
         ticksAfter = destination.ticks.count
         checksAfter = max(0, destination.verdicts.count - 1)
@@ -83,11 +92,14 @@ public struct Outcome: Sendable, Equatable, Codable {
         if checksAfter == 0 && pagesWrong == 0 {
             failure = "the guest finished no check of its memory at the destination (\(ticksAfter) ticks there)"
         }
-        speedBefore = source.workPerS(from: asked - Self.settling, to: asked)
+        speedBefore = source.workPerS(from: (settled ?? asked) - Self.settling, to: settled ?? asked)
         // In post-copy the guest runs at the destination before the migration is over: count there what is "during".
         speedDuring = source.workPerS(from: moving, to: ended) ?? destination.workPerS(from: moving, to: ended)
         if pull != nil, let first = destination.ticks.first?.arrived {
             speedPulling = destination.workPerS(from: first, to: ended)
+        }
+        if pull?.prefetch.map({ $0.recordMs > 0 }) ?? false, let last = source.ticks.last?.arrived {
+            speedRecording = source.workPerS(from: moving, to: last)
         }
         speedAfter = destination.workPerS(from: ended, to: ended + .seconds(3))
         recoveryMs = speedBefore.flatMap { $0 > 0 ? destination.recoveryMs(to: 0.95 * $0) : nil }

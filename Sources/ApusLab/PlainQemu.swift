@@ -7,7 +7,10 @@ public struct PlainQemu: Sendable {
         case plain, xbzrle
         case autoConverge = "auto-converge"
         case multifdZstd = "multifd+zstd"
+        case postcopy
         case postcopyPreempt = "postcopy+preempt"
+
+        var isPostcopy: Bool { self == .postcopy || self == .postcopyPreempt }
     }
 
     public let program: String
@@ -59,6 +62,7 @@ public struct PlainQemu: Sendable {
         let info = try await source.qmp.execute(.queryMigrate)
         outcome.reportedDowntimeMs = info.downtimeMs.map(Double.init)
         outcome.rounds = info.ram.map { Int($0.dirtySyncCount) }
+        if mode.isPostcopy { outcome.pageRequests = info.ram?.postcopyRequests }
         await destination.console.check(seconds: 60)
         outcome.take(
             source: source.console.trace, destination: destination.console.trace, asked: began, moving: started,
@@ -80,6 +84,7 @@ public struct PlainQemu: Sendable {
             capabilities["multifd"] = true
             parameters.multifdChannels = 2
             parameters.multifdCompression = "zstd"
+        case .postcopy: capabilities["postcopy-ram"] = true
         case .postcopyPreempt:
             capabilities["postcopy-ram"] = true
             capabilities["postcopy-preempt"] = true
@@ -107,7 +112,7 @@ public struct PlainQemu: Sendable {
                     case .migrationPass(2):
                         round1 = wire.handedOver()
                         // Refused when the guest is already being switched without it.
-                        if mode == .postcopyPreempt { _ = try? await qmp.execute(.migrateStartPostcopy) }
+                        if mode.isPostcopy { _ = try? await qmp.execute(.migrateStartPostcopy) }
                     case .stop, .resume, .shutdown, .reset, .migration, .migrationPass, .other: continue
                     }
                 }

@@ -32,17 +32,33 @@ public struct UseTrace: Sendable {
             let console = try await Console.connect(path: lab.path("console.sock"))
             lab.later("console") { await console.close() }
             try await console.verdicts(1, seconds: 90)
-            let bytes = UInt64(workload.memoryKiB) << 10
-            guard let area = try WriteTracker.Area.mapping(of: process.pid, byteCount: bytes) else {
-                throw LabError.notEnough(what: "shared memory in process \(process.pid)")
-            }
-            let tracker = try WriteTracker.attach(pid: process.pid, areas: [area], journal: lab.path("journal"))
-            var trace = UseTrace(workload: workload.name, pages: bytes / 4096)
-            trace.before = try await look(tracker, forMs: beforeMs)
-            trace.after = try await look(tracker, forMs: afterMs)
-            try tracker.detach()
-            return trace
+            return try await watch(process.pid, workload, beforeMs: beforeMs, afterMs: afterMs, in: lab)
         }
+    }
+
+    /// Looks at a QEMU that has its RAM in a shared file.
+    ///
+    /// - Parameter start: called when all is ready; the guest may stand still until then.
+    static func watch(
+        _ pid: Int32, _ workload: Workload, beforeMs: Int, afterMs: Int, in lab: Lab,
+        start: () async throws -> Void = {}
+    ) async throws -> UseTrace {
+        let bytes = UInt64(workload.memoryKiB) << 10
+        guard let area = try WriteTracker.Area.mapping(of: pid, byteCount: bytes) else {
+            throw LabError.notEnough(what: "shared memory in process \(pid)")
+        }
+        let tracker = try WriteTracker.attach(pid: pid, areas: [area], journal: lab.path("journal"))
+        try await start()
+        var trace = UseTrace(workload: workload.name, pages: bytes / 4096)
+        trace.before = try await look(tracker, forMs: beforeMs)
+        trace.after = try await look(tracker, forMs: afterMs)
+        try tracker.detach()
+        return trace
+    }
+
+    /// What was used after the moment, in this order, as an agent takes it: `FIRST COUNT`, a line for each run.
+    var pushOrder: String {
+        after.flatMap(\.runs).map { "\($0.page) \($0.count)\n" }.joined()
     }
 
     private static func look(_ tracker: WriteTracker, forMs: Int) async throws -> [Epoch] {

@@ -8,8 +8,8 @@ internal import Glibc
 // @unchecked: the mapping itself is immutable, and all access is by copy.
 @safe public final class GuestWindow: @unchecked Sendable {
     private let base: UnsafeMutableRawPointer
-    private let descriptor: Descriptor
-    private let fileOffset: UInt64
+    let descriptor: Descriptor
+    let fileOffset: UInt64
     public let byteCount: UInt64
 
     /// Maps `byteCount` bytes of the file from `fileOffset` on.

@@ -28,7 +28,7 @@ struct scan {
 #define IS_SWAPPED (1u << 4)
 #define IS_ZERO_PAGE (1u << 5)
 
-static int capus_fault_open(void) {
+int capus_fault_open(void) {
     long fd = syscall(SYS_userfaultfd, capus_fault_flags());
     return fd < 0 ? -errno : (int)fd;
 }
@@ -65,7 +65,9 @@ int capus_fault_begin_filling(int fd) {
     return request(fd, UFFDIO_API, &api);
 }
 int capus_fault_register_missing(int fd, uint64_t start, uint64_t bytes) {
-    struct uffdio_register range = {.range = {start, bytes}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+    // Where writes could be watched, which they are not, the kernel never enters neighbours of a touched page too.
+    struct uffdio_register range = {
+        .range = {start, bytes}, .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP};
     return request(fd, UFFDIO_REGISTER, &range);
 }
 int capus_fault_wake(int fd, uint64_t start, uint64_t bytes) {

@@ -83,6 +83,17 @@ extension Text {
                         + "\(Units.milliseconds(pull.stallMs)) of waiting in all"
                 ))
             if let prefetch = pull.prefetch { rows += foreseen(prefetch) }
+            if let coverage = pull.coverage {
+                let accuracy = pull.accuracy.map {
+                    "; of those foreseen it used \(Units.decimals($0 * 100, 0)) % meanwhile"
+                }
+                rows.append(
+                    (
+                        "in time",
+                        "\(Units.decimals(coverage * 100, 1)) % of the missing pages that it used came before it asked"
+                            + (accuracy ?? "")
+                    ))
+            }
         }
         if let verified = summary.verifiedPages {
             let repaired = summary.repairedPages ?? 0

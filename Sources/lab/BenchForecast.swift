@@ -25,7 +25,7 @@ struct BenchForecast: AsyncParsableCommand {
     }
 
     private func measure() async throws {
-        var report = Report.empty(await Accelerator.probe(qemu: options.qemu, image: try GuestImage.find()))
+        var report = Report.empty(await Accelerator.probe(qemu: try options.firstQemu(), image: try GuestImage.find()))
         for rate in rates.split(separator: ",") {
             guard let bitsPerS = ApusLab.rate(named: String(rate)) ?? nil else {
                 throw ValidationError("The writing is measured by the link, so it must have a rate: not \(rate).")

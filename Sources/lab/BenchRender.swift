@@ -35,7 +35,7 @@ extension Report {
         let brief: [Measure] = [
             .total, .move, .wire, .later, .downtime, .reported, .rounds, .speed, .recovery, .faults, .faultP50,
             .faultP99,
-            .stall, .wrong,
+            .stall, .coverage, .accuracy, .wrong,
         ]
         Swift.print(plainTable(brief.filter(isMeasured)))
     }
@@ -44,7 +44,8 @@ extension Report {
     private static let measures: [Measure] = [
         .total, .move, .wire, .later, .downtime, .reported, .rounds, .work, .speed, .speedPulling, .speedAfter,
         .recovery,
-        .faults, .faultP50, .faultP99, .stall, .recording, .agents, .qemus, .wrong,
+        .faults, .faultP50, .faultP99, .stall, .coverage, .accuracy, .recording, .speedRecording, .agents, .qemus,
+        .wrong,
     ]
 
     /// Some peer of some workload has it.

@@ -4,8 +4,12 @@ public import ArgumentParser
 /// What all comparisons of migrations take.
 struct MatrixOptions: ParsableArguments {
     @Option(help: "Runs of each combination.") var runs = 3
-    @Option(help: "The QEMU that Apus runs, and the first to compare with.") var qemu = QemuProgram.installed
-    @Option(help: "A QEMU 10 to compare with too (./dev qemu10 prints one).") var qemu10: String?
+    @Option(
+        name: .customLong("qemu"),
+        help:
+            "QEMUs, for example \(QemuProgram.installed),10: every peer is measured with each. 10: that of ./dev qemu10."
+    )
+    var qemuNames = QemuProgram.installed
     @Option(
         help: """
             Where guest RAM is: plain (QEMU's own; under Apus a shared file, as `apus vm run` makes it), anonymous \
@@ -46,18 +50,37 @@ struct MatrixOptions: ParsableArguments {
         return matrix
     }
 
-    /// Apus runs the first of the programs; QEMU's own modes are measured with each.
+    /// Programs of the QEMUs; not empty.
+    private func qemuPaths() throws -> [String] {
+        let paths = try qemuNames.split(separator: ",").map { name in
+            guard name == "10" else { return String(name) }
+            guard let newer = QemuProgram.newer else {
+                throw ValidationError("There is no QEMU 10 here; ./dev qemu10 gets it.")
+            }
+            return newer
+        }
+        guard !paths.isEmpty else { throw ValidationError("No QEMU.") }
+        return paths
+    }
+
+    /// The first one also tells the accelerator.
+    func firstQemu() throws -> String { try qemuPaths()[0] }
+
     private func movers(_ names: String) async throws -> [Peer] {
         let counts = try laneCounts()
-        var programs = [try await QemuProgram.identify(path: qemu)]
-        if let qemu10 { programs.append(try await QemuProgram.identify(path: qemu10)) }
+        var programs: [QemuProgram] = []
+        for path in try qemuPaths() { programs.append(try await QemuProgram.identify(path: path)) }
         return try names.split(separator: ",").map(String.init).flatMap { name -> [Peer] in
             if let apus = ApusPeer.named(name, program: ApusPeer.findProgram(), qemu: programs[0].path) {
-                return counts.map { count in
-                    var peer = apus
-                    peer.lanes = count
-                    peer.timeoutS = giveUpS
-                    return .apus(peer)
+                return programs.flatMap { program in
+                    counts.map { count in
+                        var peer = apus
+                        peer.qemu = program.path
+                        if program != programs[0] { peer.qemuVersion = program.version }
+                        peer.lanes = count
+                        peer.timeoutS = giveUpS
+                        return .apus(peer)
+                    }
                 }
             }
             guard let mode = PlainQemu.Mode(rawValue: name) else {
@@ -86,7 +109,7 @@ struct MatrixOptions: ParsableArguments {
     /// Measures; tells each outcome as it comes, and saves what there is, so that an interruption costs one migration.
     func measure(_ matrix: Matrix, save: (Report) throws -> Void) async throws -> Report {
         let image = try GuestImage.find()
-        let accelerator = await Accelerator.probe(qemu: qemu, image: image)
+        let accelerator = await Accelerator.probe(qemu: try firstQemu(), image: image)
         note("\(matrix.cells.count) migrations, guests under \(accelerator.rawValue.uppercased())")
         var report = Report.empty(accelerator)
         try await matrix.measure(image: image, accelerator: accelerator) {

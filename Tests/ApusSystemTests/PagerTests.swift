@@ -84,6 +84,47 @@ struct PagerTests {
         #expect(target.isWell())
     }
 
+    /// Pages that only the file has got: nobody's are overwritten, whoever waits goes on, and what is used shows, page by page.
+    @Test(.timeLimit(.minutes(1))) func whatIsUsedOfFilledFilesShows() throws {
+        let (target, pager, window) = try makeTarget(pages: 64)
+        let filler = try window.makeFiller()
+        func used() throws -> [UInt64] {
+            var pages: [UInt64] = []
+            try pager.eachUsed { area, offset, byteCount in
+                if area == 0 { pages += (offset / 4096..<(offset + byteCount) / 4096).filter { $0 < 64 } }
+            }
+            return pages
+        }
+        try pager.fill(0, at: 2 * 4096, page(1).bytes)
+        var run = PageBuffer(byteCount: 32 * 4096)
+        for word in 0..<32 * 512 { run.store(0x0202_0202_0202_0202, at: word * 8) }
+        try filler.fill(at: 0, run.bytes, byteCount: run.byteCount)
+        try filler.fill(at: 32 * 4096, nil, byteCount: 16 * 4096)
+        #expect(try [0, 2, 31, 40].map { try byte(window, at: $0 * 4096) } == [2, 1, 2, 0])
+        #expect(try used() == [2])
+        // Whoever asks for a page too late is answered with zeros, or with the page once more: what the file has stays.
+        try pager.fillZero(0, at: 30 * 4096, byteCount: 2 * 4096)
+        try pager.fill(0, at: 40 * 4096, page(9).bytes)
+        #expect(try [30, 31, 40].map { try byte(window, at: $0 * 4096) } == [2, 2, 0])
+        #expect(try used() == [2])
+        // No neighbour is taken for used.
+        try target.read(at: 9 * 4096)
+        try target.write(at: 40 * 4096)
+        #expect(try used() == [2, 9, 40])
+
+        let toucher = try touch(target, at: 50 * 4096)
+        #expect(try nextFault(pager) == 50 * 4096)
+        try filler.fill(at: 50 * 4096, page(7).bytes, byteCount: 4096)
+        #expect(!toucher.join(ms: 50), "it sleeps until it is woken")
+        pager.wake(0, at: 50 * 4096, byteCount: 4096)
+        toucher.join()
+        #expect(try byte(window, at: 50 * 4096) == 7)
+        #expect(try used() == [2, 9, 40, 50])
+        try pager.leave()
+        #expect(target.userfaultfds == [])
+        #expect(target.isWell())
+    }
+
     /// Private memory is dropped within the process: what was there, and be it the page of zeros, is missing afterwards.
     @Test(.timeLimit(.minutes(1))) func privateMemoryIsEmptied() throws {
         let target = try WriteTarget()

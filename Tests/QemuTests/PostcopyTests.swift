@@ -77,6 +77,13 @@ extension RealGuests {
                 #expect(mode == "postcopy" || prefetch.restPages <= pull.missingPages / 10, "\(prefetch)")
                 // Without faults there is no histogram.
                 #expect(pull.faultHistogram?.reduce(0, +) ?? 0 == pull.faults)
+                let (used, foreseen) = (try #require(pull.usedPages), try #require(pull.foreseenPages))
+                let rightly = try #require(pull.foreseenUsedPages)
+                #expect(
+                    used <= pull.pushedPages && foreseen <= pull.pushedPages
+                        && rightly <= min(foreseen, pull.pushedPages))
+                // A guest that rewrites and checks its memory uses some of what was recorded before it asks for it.
+                #expect(mode == "hybrid" || (used > 0 && rightly > 0), "\(pull)")
                 try await expectProof(at: destination)
                 #expect(try await userfaultfds(in: destination) == 0)
                 #expect(!destination.machineFiles().contains { $0.contains("pull.") || $0.contains("journal") })
@@ -98,6 +105,7 @@ extension RealGuests {
                 let pull = try #require(job.summary?.pull)
                 print("private at both ends, \(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
                 #expect(job.summary?.installed["pc.ram"] == "process")
+                #expect(pull.coverage == nil && pull.accuracy == nil, "it cannot be told")
                 #expect(mode == "postcopy" ? pull.missingPages > 10_000 : pull.missingPages > 0)
                 #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
                 try await expectProof(at: destination)

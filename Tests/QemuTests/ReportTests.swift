@@ -1,3 +1,4 @@
+import ApusAPI
 import ApusLab
 import Foundation
 import Testing
@@ -36,6 +37,21 @@ import Testing
         #expect(group.lines[2].failures == 1)
         #expect(Spread([4, 1, 3, 2])?.median == 2.5)
         #expect(Spread([]) == nil)
+    }
+
+    /// QEMU's own post-copy says how many pages it asked for, Apus how long each took.
+    @Test func faultsAreOfEitherMover() throws {
+        var (ours, theirs) = (outcome("apus", seconds: 1, run: 1), outcome("qemu7.2 postcopy", seconds: 1, run: 1))
+        #expect(Report.Measure.faults.value(ours) == nil)
+        var pull = PullSummary(
+            missingPages: 100, faultedPages: 3, pushedPages: 97, faults: 3, faultP50Us: 1, faultP99Us: 1, faultMaxUs: 1,
+            stallMs: 1, wholeMs: 1)
+        (pull.usedPages, pull.foreseenPages, pull.foreseenUsedPages) = (9, 20, 5)
+        ours.pull = pull
+        theirs.pageRequests = 7
+        #expect(Report.Measure.faults.value(ours) == 3 && Report.Measure.faults.value(theirs) == 7)
+        #expect(Report.Measure.coverage.value(ours) == 75 && Report.Measure.accuracy.value(ours) == 25)
+        #expect(Report.Measure.coverage.value(theirs) == nil)
     }
 
     @Test func survivesJSON() throws {

@@ -82,7 +82,7 @@ import Testing
         ("apus-dsm-stream", ["--port", "stream", "--mode", "dsm"]),
         ("apus-dsm-direct", ["--port", "direct", "--mode", "dsm"]),
         ("apus-dsm-stream-nohold", ["--port", "stream", "--mode", "dsm"]),
-        ("apus-postcopy-sweep", ["--mode", "postcopy"]),
+        ("apus-postcopy-sweep", ["--mode", "postcopy"]), ("apus-postcopy-oracle", ["--mode", "postcopy"]),
         ("apus-postcopy-trend-faithful-nohold", ["--mode", "postcopy"]),
         ("apus-direct-ref", ["--port", "direct", "--mode", "plain"]), ("apus-ref", []),
     ])
@@ -109,6 +109,8 @@ import Testing
         #expect(peer.label == "apus-dsm-direct 4 lanes")
         peer.lanes = 1
         #expect(peer.label == "apus-dsm-direct 1 lane")
+        peer.qemuVersion = "10.0"
+        #expect(peer.label == "apus-dsm-direct on QEMU 10.0 1 lane")
         peer.holdsHotPages = false
         peer.lineTableMiB = 2
         #expect(peer.configuration == "link:\n  lanes: 1\nmigrate:\n  holdHotPages: false\n  lineTableMiB: 2\n" + off)

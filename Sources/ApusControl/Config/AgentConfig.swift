@@ -40,6 +40,8 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public var sendWhileRecording: Bool = true
         /// What decides the order of pages that nobody has asked for.
         public var prefetch: Prefetch = .trend
+        /// With `prefetch: given`: a file with the order, for experiments.
+        public var pushOrderFile: String?
         /// What may be done about a VM that writes faster than its memory travels, unless its migration says otherwise.
         public var allow: [MigrationMeans] = [.throttle]
         /// With nothing more to be done, such a VM is waited for so long to calm down, in seconds.

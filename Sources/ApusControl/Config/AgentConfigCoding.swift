@@ -1,4 +1,5 @@
 public import ApusAPI
+internal import ApusMemory
 
 /// Every key may be left out; a key that does not exist is an error, because it is a typing mistake.
 extension AgentConfig {
@@ -88,6 +89,7 @@ extension AgentConfig.Migrate {
         try reader.take("recordMs", into: &recordMs)
         try reader.take("sendWhileRecording", into: &sendWhileRecording)
         try reader.take("prefetch", into: &prefetch)
+        try reader.take("pushOrderFile", into: &pushOrderFile)
         try reader.take("allow", into: &allow)
         try reader.take("patienceS", into: &patienceS)
         try reader.finish()
@@ -148,6 +150,9 @@ extension AgentConfig {
             throw Problem(
                 "config-invalid",
                 "migrate.recordMs is \(migrate.recordMs); it can be 0 (not at all) to \(Int(Self.recordMsMax)).")
+        }
+        guard (migrate.prefetch == .given) == (migrate.pushOrderFile != nil) else {
+            throw Problem("config-invalid", "migrate.prefetch: given and migrate.pushOrderFile go together.")
         }
         guard (0...Self.patienceSMax).contains(migrate.patienceS) else {
             throw Problem(

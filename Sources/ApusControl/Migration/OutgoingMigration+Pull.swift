@@ -105,7 +105,15 @@ extension OutgoingMigration {
     private func makeServer(
         _ layout: Layout, _ ports: [BlockPort], _ recorded: Monitor<RecordOutcome> = Monitor(RecordOutcome())
     ) -> PullServer {
-        PullServer(
+        var recorded = recorded
+        if let path = services.config.migrate.pushOrderFile {
+            var given = RecordOutcome()
+            do throws(Problem) { given.record = try PushOrderFile.read(path, layout) } catch {
+                given.lack = error.message
+            }
+            recorded = Monitor(given)
+        }
+        return PullServer(
             layout: layout, ports: ports, bytesPerS: request.bandwidthMBps.map { $0 * 1e6 },
             prefetch: services.config.migrate.prefetch, recorded: recorded
         ) { [self] in Task { await self.loseLink() } }
@@ -242,6 +250,10 @@ extension PullSummary {
             faults: counts.faults, faultP50Us: counts.faultP50Us, faultP99Us: counts.faultP99Us,
             faultMaxUs: counts.faultMaxUs, stallMs: counts.stallMs, wholeMs: counts.wholeMs)
         faultHistogram = counts.faultHistogram
+        guard let use = counts.use else { return }
+        usedPages = UInt64(clamping: use.usedPages)
+        foreseenPages = UInt64(clamping: use.foreseenPages)
+        foreseenUsedPages = UInt64(clamping: use.foreseenUsedPages)
     }
 }
 

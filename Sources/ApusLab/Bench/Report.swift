@@ -33,7 +33,10 @@ public struct Report: Sendable, Equatable, Codable {
         case faults
         case faultP50 = "fault p50 ms"
         case faultP99 = "fault p99 ms"
+        case coverage = "in time, %"
+        case accuracy = "foreseen rightly, %"
         case recording = "recording, % of the window"
+        case speedRecording = "guest speed recording, %"
         case stall = "stalled ms"
         case agents = "agent CPU s"
         case qemus = "QEMU CPU s"
@@ -54,7 +57,10 @@ public struct Report: Sendable, Equatable, Codable {
             case .speedAfter: share(outcome.speedAfter, of: outcome.speedBefore)
             case .speedPulling: share(outcome.speedPulling, of: outcome.speedBefore)
             case .recovery: outcome.recoveryMs
-            case .faults: outcome.pull.map { Double($0.faults) }
+            case .speedRecording: share(outcome.speedRecording, of: outcome.speedBefore)
+            case .faults: (outcome.pull?.faults ?? outcome.pageRequests).map { Double($0) }
+            case .coverage: outcome.pull?.coverage.map { $0 * 100 }
+            case .accuracy: outcome.pull?.accuracy.map { $0 * 100 }
             case .faultP50: outcome.pull.map { $0.faultP50Us / 1000 }
             case .faultP99: outcome.pull.map { $0.faultP99Us / 1000 }
             case .recording: outcome.pull?.prefetch.flatMap { $0.recordMs > 0 ? $0.recordingShare * 100 : nil }

@@ -2,23 +2,30 @@
 ///
 /// A pure value: touches and the time in, pages out. After PDoPMP (Shan, Qiao, Lin) and Leap's majority trend.
 public struct AccessPredictor: Sendable {
-    /// Walks that are followed at a time; the one that stood still longest makes room.
+    /// Walks that are followed at a time; of those that are not foreseen to go on the one that stood still longest makes room.
     public static let streamsMax = 32
     private var streams: [PageStream] = []
     private let pageCount: PageNumber
+    /// Of a record: where walks have been.
+    public private(set) var walked: PageSet
 
-    public init(pageCount: PageNumber) { self.pageCount = pageCount }
+    public init(pageCount: PageNumber) {
+        self.pageCount = pageCount
+        walked = PageSet(pageCount: pageCount)
+    }
 
     /// What was recorded before, as if it had ended at `endMs`.
     public init(pageCount: PageNumber, _ record: AccessRecord, endMs: Double) {
         self.init(pageCount: pageCount)
         let shift = endMs - Double(record.lengthMs)
         var epoch: [AccessRecord.Run] = []
+        var unseen = PageSet(pageCount: pageCount)
+        unseen.insert(first: 0, count: Int(pageCount))
         for run in record.runs {
-            if let other = epoch.last, other.ms != run.ms { follow(&epoch, shift) }
+            if let other = epoch.last, other.ms != run.ms { follow(&epoch, shift, &unseen) }
             epoch.append(run)
         }
-        follow(&epoch, shift)
+        follow(&epoch, shift, &unseen)
         streams.removeAll { endMs - $0.lastMs > Self.aliveMs }
     }
 
@@ -27,7 +34,10 @@ public struct AccessPredictor: Sendable {
 
     /// Within an epoch only places are known. What lies closely together is one walk, and begins at the end next to a walk
     /// that is known.
-    private mutating func follow(_ epoch: inout [AccessRecord.Run], _ shift: Double) {
+    private mutating func follow(
+        _ epoch: inout [AccessRecord.Run], _ shift: Double, _ unseen: inout PageSet
+    ) {
+        for run in epoch { unseen.remove(first: run.first, count: Int(run.count)) }
         var from = 0
         while from < epoch.count {
             var to = from + 1
@@ -42,7 +52,11 @@ public struct AccessPredictor: Sendable {
             let isDown = distance(to: high, ms) < distance(to: low, ms)
             for index in from..<to {
                 let run = epoch[isDown ? to - 1 - (index - from) : index]
-                for page in 0..<run.count { touched(run.first + (isDown ? run.count - 1 - page : page), ms: ms) }
+                for page in 0..<run.count {
+                    let page = run.first + (isDown ? run.count - 1 - page : page)
+                    let index = place(page, ms: ms, missing: unseen)
+                    if streams[index].isWalk { walked.insert(first: page, count: 1) }
+                }
             }
             from = to
         }
@@ -53,10 +67,17 @@ public struct AccessPredictor: Sendable {
         streams.reduce(Int.max) { min($0, abs(Int($1.last) - Int(page))) }
     }
 
+    /// - Parameter missing: pages whose touch would have been told.
     /// - Returns: the touch follows a trend that is known.
     @discardableResult
-    public mutating func touched(_ page: PageNumber, ms: Double) -> Bool {
+    public mutating func touched(_ page: PageNumber, ms: Double, missing: PageSet) -> Bool {
         guard page < pageCount else { return false }
+        let index = place(page, ms: ms, missing: missing)
+        return streams[index].trend?.kind == .stride
+    }
+
+    /// - Returns: the stream that the touch is of.
+    private mutating func place(_ page: PageNumber, ms: Double, missing: PageSet) -> Int {
         var best: (index: Int, distance: Int)?
         for index in streams.indices {
             guard let distance = streams[index].distance(to: page, ms: ms), distance < best?.distance ?? .max else {
@@ -65,17 +86,21 @@ public struct AccessPredictor: Sendable {
             best = (index, distance)
         }
         guard let index = best?.index else {
-            if streams.count == Self.streamsMax { removeOldest() }
+            if streams.count == Self.streamsMax { makeRoom() }
             streams.append(PageStream(at: page, ms: ms))
-            return false
+            return streams.count - 1
         }
-        streams[index].touch(page, ms: ms)
-        return streams[index].trend?.kind == .stride
+        streams[index].touch(page, ms: ms, missing: missing)
+        return index
     }
 
-    private mutating func removeOldest() {
-        let oldest = streams.indices.min { streams[$0].lastMs < streams[$1].lastMs }
-        if let oldest { streams.remove(at: oldest) }
+    /// A walk whose pages come in time is not seen, and must not make room for touches here and there.
+    private mutating func makeRoom() {
+        let least = streams.indices.min {
+            let (left, right) = (streams[$0], streams[$1])
+            return left.goesOn == right.goesOn ? left.lastMs < right.lastMs : right.goesOn
+        }
+        if let least { streams.remove(at: least) }
     }
 
     /// Pages at equal distances.

@@ -34,6 +34,9 @@ public struct AccessRecord: Equatable, Sendable {
         }
     }
 
+    /// An order that somebody gives.
+    public init(given runs: [(first: PageNumber, count: Int)]) { add(runs, ms: 0) }
+
     /// What one look has found.
     public mutating func add(_ epoch: [(first: PageNumber, count: Int)], ms: Float) {
         lengthMs = ms

@@ -61,7 +61,8 @@ struct PageStream: Sendable {
         return count >= 0 && count <= farthest ? count : nil
     }
 
-    mutating func touch(_ page: PageNumber, ms: Double) {
+    /// - Parameter missing: pages whose touch would have been seen.
+    mutating func touch(_ page: PageNumber, ms: Double, missing: PageSet) {
         let way = Int(page) - Int(last)
         defer {
             last = page
@@ -69,7 +70,7 @@ struct PageStream: Sendable {
         }
         guard way != 0 else { return }
         // Touches in between were not seen because their pages had come.
-        let along = stepsAlong(way, ms: ms)
+        let along = stepsAlong(way, ms: ms).flatMap { leapsOver(missing, to: $0) ? nil : $0 }
         let count = along ?? 1
         nextStep = along.map { max(1, nextStep - $0) } ?? 1
         followed = along != nil ? min(followed + 1, Self.blindSteps) : followed / 2
@@ -78,6 +79,15 @@ struct PageStream: Sendable {
         if trend != nil { reach = along != nil ? min(reach * 2, Self.reachMax) : max(reach / 2, Self.reachMin) }
         measure(count, ms)
         look()
+    }
+
+    /// A walk of this trend would have touched pages on its way that it has not: it has another one. Some of those may be of
+    /// another walk.
+    private func leapsOver(_ missing: PageSet, to step: Int) -> Bool {
+        guard let trend, step > nextStep else { return false }
+        let skipped = max(nextStep, step - Trend.stepsMax)..<step
+        let untouched = skipped.count { missing.contains(PageNumber(Int(last) + trend.stride * $0)) }
+        return untouched * 2 > skipped.count
     }
 
     private mutating func measure(_ count: Int, _ ms: Double) {
@@ -102,9 +112,16 @@ struct PageStream: Sendable {
         }
     }
 
+    /// Not some steps that happen to be equal.
+    var isWalk: Bool { trend?.kind == .stride && followed >= Self.walkSteps }
+    private static let walkSteps = 8
+
+    /// It has a trend, and is believed still.
+    var goesOn: Bool { trend != nil && nextStep <= min(Self.blindSteps, Self.blindShare * followed) }
+
     /// Steps from where the walk is by now to the next that may be given; nil: none may.
     func lead(ms: Double) -> Double? {
-        guard let trend, nextStep <= min(Self.blindSteps, Self.blindShare * followed) else { return nil }
+        guard let trend, goesOn else { return nil }
         let now = speed * (ms - lastMs)
         let depth =
             trend.kind == .direction

@@ -8,6 +8,11 @@ public enum Prefetch: String, Codable, Sendable, CaseIterable {
     case recorded
     /// Where the touches go.
     case trend
+    /// Nothing but an order that was given: in experiments, what the guest will use.
+    case given
+
+    var usesRecord: Bool { self != .sweep && self != .near }
+    var followsTouches: Bool { self != .sweep && self != .given }
 }
 
 /// In which order pages that nobody has asked for yet are sent to a VM that runs at its destination already.
@@ -74,16 +79,19 @@ public struct PushOrder: Sendable {
         recordedSet = PageSet(pageCount: due.pageCount)
         switch prefetch {
         case .sweep, .near: recorded = []
-        case .recorded: recorded = record.runs[...]
+        case .recorded, .given: recorded = record.runs[...]
         case .trend:
-            recorded = record.runs[...]
-            predictor = AccessPredictor(pageCount: due.pageCount, record, endMs: ms)
+            let predictor = AccessPredictor(pageCount: due.pageCount, record, endMs: ms)
+            let runs = record.runs
+            recorded =
+                (runs.filter { !predictor.walked.contains($0.first) }
+                + runs.filter { predictor.walked.contains($0.first) })[...]
+            self.predictor = predictor
         }
         areas = TouchedAreas(pageCount: due.pageCount)
-        for run in recorded {
-            recordedSet.insert(first: run.first, count: Int(run.count))
-            for page in run.first..<run.first + run.count { areas.touched(page) }
-        }
+        for run in recorded { recordedSet.insert(first: run.first, count: Int(run.count)) }
+        let known = prefetch.usesRecord ? record.runs : []
+        for run in known { for page in run.first..<run.first + run.count { areas.touched(page) } }
         recordedSet.formIntersection(due)
         recordedLeft = recordedSet.count
         chance.recorded = Self.trust / Double(max(recordedLeft, 1))
@@ -98,7 +106,7 @@ public struct PushOrder: Sendable {
         let wasDue = due.contains(page)
         learn(page)
         remove(page, 1)
-        if prefetch != .sweep { foresee(page, ms) }
+        if prefetch.followsTouches { foresee(page, ms) }
         return wasDue
     }
 
@@ -114,7 +122,7 @@ public struct PushOrder: Sendable {
 
     private mutating func foresee(_ page: PageNumber, _ ms: Double) {
         areas.touched(page)
-        let follows = predictor?.touched(page, ms: ms) ?? false
+        let follows = predictor?.touched(page, ms: ms, missing: due) ?? false
         if !follows {
             Self.note(page & ~PageNumber(Self.windowPages - 1), Self.windowPages, in: &around, due.pageCount)
         }

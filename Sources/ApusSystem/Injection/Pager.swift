@@ -152,6 +152,20 @@ public final class Pager: Sendable {
         guard error == 0 else { throw SystemError("UFFDIO_ZEROPAGE", code: error) }
     }
 
+    /// Wakes who waits for pages that a ``FileFiller`` has put into the file. Whoever begins to wait for one afterwards asks.
+    public func wake(_ area: Int, at offset: UInt64, byteCount: Int) {
+        check(area, at: offset, UInt64(byteCount))
+        _ = capus_fault_wake(faults.number, areas[area].address + offset, UInt64(byteCount))
+    }
+
+    /// Calls `body` for each run of pages that are in the process's page tables: those that it has used, and those of ``fill(_:at:_:)``.
+    public func eachUsed(_ body: (_ area: Int, _ offset: UInt64, _ byteCount: UInt64) -> Void) throws(SystemError) {
+        let scan = try PageScan.open(pid: pid)
+        for (index, area) in areas.enumerated() {
+            try scan.each(.present, in: area) { body(index, $0 - area.address, $1) }
+        }
+    }
+
     /// Calls `body` for each page that somebody waits for, as far as they are known.
     ///
     /// - Parameter waitMs: how long to wait for the first; 0: not at all.

@@ -39,6 +39,8 @@ int capus_fault_unregister(int fd, uint64_t start, uint64_t bytes);
 int64_t capus_pagemap_scan(int fd, enum capus_scan_kind kind, int protect, uint64_t *start, uint64_t end,
                            struct capus_region *regions, size_t regions_max);
 
+// A userfaultfd of our own, or -errno.
+int capus_fault_open(void);
 // Missing pages. UFFDIO_API, and registration of a range whose missing pages are to be filled by us. 0 or errno.
 int capus_fault_begin_filling(int fd);
 int capus_fault_register_missing(int fd, uint64_t start, uint64_t bytes);

@@ -94,7 +94,10 @@ import Testing
         speed.content.indexMBps = 0
         store.content.storeMiB = -1
         key.content.keyFile = "key"
-        for config in [lanes, relative, host, table, index, speed, store, key] {
+        var (given, file) = (AgentConfig(), AgentConfig())
+        given.migrate.prefetch = .given
+        file.migrate.pushOrderFile = "/order"
+        for config in [lanes, relative, host, table, index, speed, store, key, given, file] {
             #expect(throws: Problem.self) { try config.validate() }
         }
     }

@@ -67,6 +67,7 @@ enum Samples {
             missingPages: 98_000, faultedPages: 6_000, pushedPages: 92_000, faults: 420, faultP50Us: 310,
             faultP99Us: 2_900, faultMaxUs: 8_100, stallMs: 190, wholeMs: 3_200)
         pull.faultHistogram = [0, 0, 0, 0, 9, 87, 240, 84]
+        (pull.usedPages, pull.foreseenPages, pull.foreseenUsedPages) = (8_400, 24_800, 7_900)
         pull.prefetch = prefetch
         return pull
     }

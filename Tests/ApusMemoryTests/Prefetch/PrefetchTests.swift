@@ -35,6 +35,64 @@ import Testing
             }, "three walks")
     }
 
+    /// A walk over every 8th page, close to another through all: nobody who goes through all would leave seven out. Taken for
+    /// one, it would be faster than the link.
+    @Test func aWalkIsNotTakenForADenserOne() {
+        let touches = Walk.touches(ms: 1000) { visit in
+            let (block, at) = (visit / 100, visit % 100)
+            return at < 60 ? 40_000 + block * 60 + at : 40_100 + (block * 40 + at - 60) * 8
+        }
+        var simulation = PushSimulation(pageCount: 131_072, after: touches)
+        simulation.pagesPerMs = 16
+        let (plain, trend) = (simulation.faults(.sweep), simulation.faults(.trend))
+        #expect(Double(trend) <= 0.05 * Double(plain), "\(trend) of \(plain)")
+    }
+
+    /// A walk whose pages come in time is not seen, while touches here and there are: it is followed all the same.
+    @Test func aWalkThatIsServedIsNotForgotten() {
+        var random = Seeded(5)
+        var predictor = AccessPredictor(pageCount: 1 << 20)
+        var missing = PageSet(pageCount: 1 << 20)
+        missing.insert(first: 0, count: 1 << 20)
+        for step in 0..<200 {
+            missing.remove(first: PageNumber(5000 + step), count: 1)
+            predictor.touched(PageNumber(5000 + step), ms: Double(step), missing: missing)
+        }
+        for _ in 0..<200 {
+            predictor.touched(PageNumber(100_000 + random.next() % 900_000), ms: 201, missing: missing)
+        }
+        #expect(predictor.next(ms: 201, limit: 4)?.first == 5200)
+    }
+
+    /// What walks have used comes after what was used here and there: a walk that comes back is seen coming.
+    @Test func theRecordOfWalksComesLast() {
+        var record = AccessRecord()
+        for look in 0..<40 {
+            let walk = (first: PageNumber(1000 + look * 20), count: 20)
+            record.add([walk, (PageNumber(20_000 + look * 301), 1)], ms: Float(look + 1) * 5)
+        }
+        var due = PageSet(pageCount: 65_536)
+        for run in record.runs { due.insert(first: run.first, count: Int(run.count)) }
+        // Long after the record: no walk is under way any more.
+        record.add([], ms: 1000)
+        var order = PushOrder(due, .trend, record: record)
+        let first = (0..<40).compactMap { _ in order.next(ms: 0, limit: 1)?.first }
+        // It took the walk a look to be known as one.
+        #expect(first.count == 40 && first.dropFirst(20).allSatisfy { $0 >= 20_000 }, "\(first)")
+    }
+
+    /// An order that is given is kept, whatever is touched.
+    @Test func aGivenOrderIsKept() {
+        var due = PageSet(pageCount: 4096)
+        due.insert(first: 0, count: 4096)
+        var order = PushOrder(due, .given, record: AccessRecord(given: [(700, 3), (20, 2), (701, 1), (90, 1)]))
+        order.touched(90, ms: 0)
+        order.touched(300, ms: 0)
+        let runs = (0..<3).compactMap { _ in order.next(ms: 1) }
+        #expect(runs.prefix(2).map(\.first) == [700, 20] && runs.prefix(2).map(\.count) == [3, 2])
+        #expect(runs.map(\.reason) == [.recorded, .recorded, .rest])
+    }
+
     /// A few pages are touched most: they are those that were touched before.
     @Test func whatWasUsedIsUsedAgain() {
         var random = Seeded(3)

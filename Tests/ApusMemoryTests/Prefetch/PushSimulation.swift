@@ -8,6 +8,8 @@ struct PushSimulation {
     }
 
     var pageCount: PageNumber
+    /// Pages that the guest has; nil: all.
+    var data: PageSet?
     /// What was used at the source, until it stopped.
     var before = AccessRecord()
     /// From its first moment at the destination.
@@ -31,8 +33,8 @@ struct PushSimulation {
 
     /// Touches of pages that had not come.
     func faults(_ prefetch: Prefetch) -> Int {
-        var due = PageSet(pageCount: pageCount)
-        due.insert(first: 0, count: Int(pageCount))
+        var due = data ?? PageSet(pageCount: pageCount)
+        if data == nil { due.insert(first: 0, count: Int(pageCount)) }
         var order = PushOrder(due, prefetch, record: before)
         var arrival = [Double](repeating: .infinity, count: Int(pageCount))
         var sent = 0.0

@@ -1,0 +1,52 @@
+internal import ApusMemory
+internal import ApusSystem
+
+/// Why a page comes.
+enum PullWay: Equatable {
+    case asked
+    case pushed(isForeseen: Bool)
+}
+
+/// What a ``PullDestination`` knows at one moment.
+struct PullState: Sendable {
+    struct Waiting: Sendable {
+        let page: PageNumber
+        let since: Instant
+    }
+    /// nil: the flip has not come.
+    var residence: Residence?
+    /// nil: what the guest uses of them cannot be told.
+    var pushed: PushedPages?
+    /// Where pushed pages go then, one for each block.
+    var fillers: [FileFiller] = []
+    var waiting: [Waiting] = []
+    var counts = PullCounts()
+    var flipped = Instant.now()
+    var isOver = false
+    var saidWhole = false
+
+    /// These pages are here.
+    mutating func settle(
+        _ first: PageNumber, _ count: Int, _ way: PullWay, _ now: Instant, _ waited: (UInt64) -> Void,
+        _ changed: (Int, UInt64) -> Void
+    ) {
+        let settled = UInt64(residence?.settle(first: first, count: count, changed) ?? 0)
+        if case .pushed(let isForeseen) = way {
+            counts.pushedPages += settled
+            pushed?.came(first: first, count: count, isForeseen: isForeseen)
+        } else {
+            counts.faultedPages += settled
+        }
+        answer(first, count, now, waited)
+    }
+
+    /// Whoever waited for one of these pages goes on.
+    private mutating func answer(_ first: PageNumber, _ count: Int, _ now: Instant, _ waited: (UInt64) -> Void) {
+        guard !waiting.isEmpty else { return }
+        for wait in waiting where wait.page >= first && wait.page < first + PageNumber(count) {
+            waited(now.ns - wait.since.ns)
+            pushed?.wasLate(wait.page)
+        }
+        waiting.removeAll { $0.page >= first && $0.page < first + PageNumber(count) }
+    }
+}
