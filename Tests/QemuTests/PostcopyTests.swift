@@ -69,13 +69,14 @@ extension RealGuests {
                 print("\(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
                 #expect(mode == "postcopy" ? pull.missingPages > 1000 : pull.missingPages < 10_000)
                 #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
-                #expect(mode == "hybrid" || (pull.faults > 0 && pull.stallMs > 0))
+                // What was pushed while the devices loaded may have been all that the guest touched.
+                #expect((pull.faults > 0) == (pull.stallMs > 0))
                 let prefetch = try #require(pull.prefetch)
                 #expect(prefetch.order == "trend" && (prefetch.recordMs > 0) == (mode == "postcopy"), "\(prefetch)")
                 // A hybrid has what it wrote last for a record, which is all that it lacks.
                 #expect(prefetch.recordPages > (mode == "postcopy" ? 500 : 0), "\(prefetch)")
                 #expect(mode == "postcopy" || prefetch.restPages <= pull.missingPages / 10, "\(prefetch)")
-                #expect(pull.faultHistogram?.reduce(0, +) == pull.faults)
+                #expect((pull.faultHistogram ?? []).reduce(0, +) == pull.faults)
                 try await expectProof(at: destination)
                 #expect(try await userfaultfds(in: destination) == 0)
                 #expect(!destination.machineFiles().contains { $0.contains("pull.") || $0.contains("journal") })
