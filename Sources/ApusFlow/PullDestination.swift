@@ -211,7 +211,8 @@ public final class PullDestination: Sendable {
     public func attach(_ connection: consuming Connection) throws(SystemError) {
         let isUrgent = connection.hello.lane == PullServer.urgentLane
         try connections.begin(
-            connection, isUrgent ? "apus-urgent" : "apus-pull", rank: isUrgent ? WorkerThread.urgent : 0
+            connection, isUrgent ? "apus-urgent" : "apus-pull", nice: isUrgent ? 0 : WorkerThread.background,
+            rank: isUrgent ? WorkerThread.urgent : 0
         ) { [self] connection, isCurrent in
             do throws(FlowFailure) { try receive(connection, isUrgent: isUrgent) } catch {
                 if isCurrent() { report(error == .linkLost ? .linkLost : .failed(error)) }

@@ -69,7 +69,8 @@ extension RealGuests {
                 print("\(mode): \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
                 #expect(mode == "postcopy" ? pull.missingPages > 1000 : pull.missingPages < 10_000)
                 #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
-                #expect(mode == "hybrid" || (pull.faults > 0 && pull.stallMs > 0))
+                // What was pushed while the devices loaded may have been all that the guest touched.
+                #expect((pull.faults > 0) == (pull.stallMs > 0))
                 let prefetch = try #require(pull.prefetch)
                 #expect(prefetch.order == "trend" && (prefetch.recordMs > 0) == (mode == "postcopy"), "\(prefetch)")
                 // A hybrid has what it wrote last for a record, which is all that it lacks.
