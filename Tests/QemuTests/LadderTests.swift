@@ -137,7 +137,9 @@ extension RealGuests {
         /// Some 60 MB take the link ten seconds.
         @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
         func aDeadlineInTheFirstPassIsTold(port: ApusPeer.Port) async throws {
-            try await FaultStage.with(rate: 50_000_000, port: port, workload: FaultStage.workload) { stage in
+            var calm = FaultStage.workload
+            calm.pagesPerS = 200
+            try await FaultStage.with(rate: 50_000_000, port: port, workload: calm) { stage in
                 let job = try await move(stage, ["--allow", "none", "--deadline", "3"])
                 let ended = try await stage.settle(job, .failed, seconds: 30)
                 FaultStage.expectsWords(ended.error, code: "deadline-too-near")

@@ -92,7 +92,8 @@ extension OutgoingMigration {
         case .handOver:
             status.notes.append(
                 "After \(Self.seconds(shortfall.elapsedMs)) \(request.vm) moves before its memory: \(told(shortfall))")
-        case .refuse: post(.localFailed(tooBusy(shortfall)))
+        // In the first pass only a deadline ends it.
+        case .refuse: post(.localFailed(monitor.round <= 1 ? tooSlow() : tooBusy(shortfall)))
         }
     }
 
