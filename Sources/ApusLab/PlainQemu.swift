@@ -84,10 +84,11 @@ public struct PlainQemu: Sendable {
             capabilities["multifd"] = true
             parameters.multifdChannels = 2
             parameters.multifdCompression = "zstd"
-        case .postcopy: capabilities["postcopy-ram"] = true
-        case .postcopyPreempt:
+        case .postcopy, .postcopyPreempt:
             capabilities["postcopy-ram"] = true
-            capabilities["postcopy-preempt"] = true
+            capabilities["postcopy-preempt"] = mode == .postcopyPreempt
+            // With more it would come to its end before the rest is asked for.
+            parameters.downtimeLimitMs = 1
         }
         try await qmp.execute(.migrateSetCapabilities(capabilities))
         try await qmp.execute(.migrateSetParameters(parameters))
@@ -103,9 +104,13 @@ public struct PlainQemu: Sendable {
         return try await withThrowingTaskGroup(of: (ended: Moment, round1: UInt64?).self) { group in
             group.addTask {
                 var round1: UInt64?
+                var follows = !mode.isPostcopy
                 for await event in events {
                     switch event.kind {
-                    case .migration(.completed): return (event.arrived, round1)
+                    case .migration(.completed):
+                        if follows { return (event.arrived, round1) }
+                        throw LabError.migrationFailed(peer: label, reason: "it ended before post-copy began")
+                    case .migration(.postcopyActive): follows = true
                     case .migration(.failed), .migration(.cancelled):
                         let info = try await qmp.execute(.queryMigrate)
                         throw LabError.migrationFailed(peer: label, reason: info.errorDescription ?? "no reason given")
