@@ -347,8 +347,7 @@ public final class PullDestination: Sendable {
     }
 
     private func settle(_ first: PageNumber, _ count: Int, _ way: PullWay) {
-        let now = Instant.now()
-        content.update { $0.settle(first, count, way, now, waited) { words[$0] = $1 } }
+        content.update { $0.settle(first, count, way, waited) { words[$0] = $1 } }
     }
 
     // MARK: Faults

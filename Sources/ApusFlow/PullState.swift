@@ -27,7 +27,7 @@ struct PullState: Sendable {
 
     /// These pages are here.
     mutating func settle(
-        _ first: PageNumber, _ count: Int, _ way: PullWay, _ now: Instant, _ waited: (UInt64) -> Void,
+        _ first: PageNumber, _ count: Int, _ way: PullWay, _ waited: (UInt64) -> Void,
         _ changed: (Int, UInt64) -> Void
     ) {
         let settled = UInt64(residence?.settle(first: first, count: count, changed) ?? 0)
@@ -37,12 +37,14 @@ struct PullState: Sendable {
         } else {
             counts.faultedPages += settled
         }
-        answer(first, count, now, waited)
+        answer(first, count, waited)
     }
 
     /// Whoever waited for one of these pages goes on.
-    private mutating func answer(_ first: PageNumber, _ count: Int, _ now: Instant, _ waited: (UInt64) -> Void) {
+    private mutating func answer(_ first: PageNumber, _ count: Int, _ waited: (UInt64) -> Void) {
         guard !waiting.isEmpty else { return }
+        // Not before: while somebody waits to change this value another may have begun to wait for the page.
+        let now = Instant.now()
         for wait in waiting where wait.page >= first && wait.page < first + PageNumber(count) {
             waited(now.ns - wait.since.ns)
             pushed?.wasLate(wait.page)
