@@ -29,7 +29,7 @@ public struct Agent: Sendable {
             host.command(
                 (variables.isEmpty ? [] : ["env"] + variables) + [
                     peer.program, "agent", "--state", state, "--run", run, "--listen", endpoint, "--insecure",
-                    "--log-format", "json", "--log-level", lab.keepsLogs ? "debug" : "info",
+                    "--log-format", "json", "--log-level", lab.logs == .detailed ? "debug" : "info",
                     "--config", config,
                 ]))
         let agent = Agent(process: process, endpoint: endpoint, name: name, program: peer.program, run: run)

@@ -10,8 +10,21 @@ public final class Lab: Sendable {
     /// Short, because UNIX socket paths may not exceed 107 bytes.
     public let folder: String
     public let number: Int
-    /// Keeps the folder (logs) when the experiment fails.
-    public let keepsLogs: Bool
+    public let logs: Logs
+
+    /// What becomes of the folder, with the logs in it. What is kept is cleared away by the next program that experiments.
+    public enum Logs: Sendable {
+        case dropped
+        /// Kept when the experiment fails.
+        case ofFailures
+        /// So, and agents tell more.
+        case detailed
+
+        /// `APUS_KEEP_LOGS`, for tests.
+        public static var asked: Logs {
+            ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] == nil ? .dropped : .detailed
+        }
+    }
 
     private struct Cleanup {
         let what: String
@@ -25,12 +38,12 @@ public final class Lab: Sendable {
     private let state = Mutex(State())
     private static let count = Mutex(0)
 
-    private init(keepsLogs: Bool) throws {
+    private init(_ logs: Logs) throws {
         number = Self.count.withLock {
             $0 += 1
             return $0
         }
-        self.keepsLogs = keepsLogs
+        self.logs = logs
         folder = "/tmp/apus-lab.\(getpid()).\(number)"
         try FileManager.default.createDirectory(
             atPath: folder, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
@@ -38,10 +51,10 @@ public final class Lab: Sendable {
 
     /// Runs `experiment` in a new laboratory and clears it away, also after an error or a cancellation.
     public static func with<Result: Sendable>(
-        keepsLogs: Bool = false, _ experiment: (Lab) async throws -> Result
+        logs: Logs = .dropped, _ experiment: (Lab) async throws -> Result
     ) async throws -> Result {
         await Leftovers.sweep()
-        let lab = try Lab(keepsLogs: keepsLogs)
+        let lab = try Lab(logs)
         do {
             let result = try await experiment(lab)
             await lab.clear(failed: false)
@@ -96,7 +109,7 @@ public final class Lab: Sendable {
                 FileHandle.standardError.write(Data("lab: \(process.pid) was left behind: \(process.command)\n".utf8))
             }
             await Leftovers.end(left, naming: folder)
-            if failed && keepsLogs {
+            if failed && logs != .dropped {
                 FileHandle.standardError.write(Data("lab: the logs are in \(folder)\n".utf8))
             } else {
                 try? FileManager.default.removeItem(atPath: folder)

@@ -21,7 +21,7 @@ public enum Peer: Sendable {
         var outcome = Outcome(peer: label, workload: workload.name, rate: rate)
 
         do {
-            outcome = try await Lab.with { lab in
+            outcome = try await Lab.with(logs: .ofFailures) { lab in
                 let pair = try await HostPair.make(in: lab, rate: rate, rttMs: rttMs)
                 switch self {
                 case .apus(let peer):

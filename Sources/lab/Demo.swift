@@ -27,7 +27,7 @@ struct Demo: AsyncParsableCommand {
 
         let apus = ApusPeer(program: ApusPeer.findProgram(), qemu: qemu)
         heading("1. Apus")
-        let ours = try await Lab.with(keepsLogs: true) { lab in
+        let ours = try await Lab.with(logs: .detailed) { lab in
             let pair = try await HostPair.make(in: lab, rate: link)
             return try await apus.migrate(
                 workload, over: pair, in: lab, image: image, accelerator: accelerator, narrate: note)

@@ -41,7 +41,7 @@ struct Soak: AsyncParsableCommand {
         peer.mode = mode
         let mover = peer
         let end = ContinuousClock.now + .seconds(minutes * 60)
-        let tally = try await Lab.with(keepsLogs: true) { lab in
+        let tally = try await Lab.with(logs: .detailed) { lab in
             let pair = try await HostPair.make(in: lab, rate: link, rttMs: rttMs)
             var shuttle = try await Shuttle.launch(mover, guest, pair, lab, image, accelerator)
             var tally = Tally(seed: seed, follows: mode == .hybrid || mode == .postcopy)

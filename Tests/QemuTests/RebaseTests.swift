@@ -227,7 +227,7 @@ final class RebaseStage {
         rehearsing: String? = nil,
         _ body: (RebaseStage) async throws -> Void
     ) async throws {
-        try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
+        try await Lab.with(logs: .asked) { lab in
             let stage = try await RebaseStage(
                 lab, program, workload, options: options, rehearsing: rehearsing)
             try await body(stage)

@@ -86,7 +86,7 @@ final class FaultStage {
         programs: ((Lab) throws -> (apus: String, qemu: String))? = nil,
         _ body: (FaultStage) async throws -> Void
     ) async throws {
-        try await Lab.with(keepsLogs: ProcessInfo.processInfo.environment["APUS_KEEP_LOGS"] != nil) { lab in
+        try await Lab.with(logs: .asked) { lab in
             let (program, qemu) = try programs?(lab) ?? (ApusPeer.findProgram(), QemuProgram.installed)
             var peer = ApusPeer(program: program, qemu: qemu)
             peer.reconnectS = reconnectS
