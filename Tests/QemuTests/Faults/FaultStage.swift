@@ -180,7 +180,14 @@ final class FaultStage {
         try await rehearse(source: isSource ? action : nil, destination: isSource ? nil : action)
         let job = try await migrate(maxDowntimeMs: Self.converging)
         let agent = isSource ? source : destination
-        try await wait(for: "the session to be held at \(point)", seconds: 30) { agent.isHeld(at: point) ? true : nil }
+        do {
+            try await wait(for: "the session to be held at \(point)", seconds: 30) {
+                agent.isHeld(at: point) ? true : nil
+            }
+        } catch {
+            if let now = try? await source.job(job.id) { Issue.record("\(FaultStage.told(now))") }
+            throw error
+        }
         return job
     }
 
