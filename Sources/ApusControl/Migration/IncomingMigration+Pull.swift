@@ -153,7 +153,7 @@ extension IncomingMigration {
         { [self] event in
             switch event {
             case .whole: Task { await self.leavePull() }
-            case .linkLost: Task { await self.loseLink() }
+            case .linkLost: Task { await self.loseLink("a connection for missing pages") }
             case .failed(let failure): self.post(.localFailed(SessionProblem(failure)))
             }
         }

@@ -288,7 +288,7 @@ actor IncomingMigration {
     private nonisolated func flowReports(_ event: DestinationFlowEvent) {
         switch event {
         case .loaded: Task { await self.loaded() }
-        case .linkLost: Task { await self.loseLink() }
+        case .linkLost: Task { await self.loseLink("a lane") }
         case .failed(let failure):
             Task {
                 // A QEMU that refuses its stream says why in its log as it exits.

@@ -116,7 +116,7 @@ extension OutgoingMigration {
         return PullServer(
             layout: layout, ports: ports, bytesPerS: request.bandwidthMBps.map { $0 * 1e6 },
             prefetch: services.config.migrate.prefetch, recorded: recorded
-        ) { [self] in Task { await self.loseLink() } }
+        ) { [self] in Task { await self.loseLink("a connection for missing pages") } }
     }
 
     /// The operator does not want to wait for more of the memory to travel.

@@ -349,7 +349,7 @@ extension OutgoingMigration {
         case .layoutKnown, .lastRoundBegan, .streamEnded: break
         case .converged(let downtimeMs): Task { await self.gateOpens(predictedDowntimeMs: downtimeMs) }
         case .decided(let decision, let shortfall): Task { await self.note(decision, shortfall) }
-        case .linkLost: Task { await self.loseLink() }
+        case .linkLost: Task { await self.loseLink("a lane") }
         case .failed(let failure): post(.localFailed(SessionProblem(failure)))
         }
     }

@@ -50,8 +50,9 @@ extension OutgoingMigration {
     var isReconnecting: Bool { if case .reconnecting = session.state { true } else { false } }
 
     /// A lane is broken; the rest of its connections follow.
-    func loseLink() async {
+    func loseLink(_ what: String) async {
         let lost = link
+        logger.info("\(what) broke", metadata: ["job": "\(job)"])
         try? await Task.sleep(for: SessionTimes.lastWords)
         lost?.cut()
     }
@@ -100,8 +101,9 @@ extension OutgoingMigration {
 
 extension IncomingMigration {
     /// A lane is broken; the rest of its connections follow.
-    func loseLink() async {
+    func loseLink(_ what: String) async {
         let lost = link
+        logger.info("\(what) broke", metadata: ["job": "\(job)"])
         try? await Task.sleep(for: SessionTimes.lastWords)
         lost?.cut()
     }
