@@ -23,8 +23,15 @@ enum SessionInput<Event: Sendable>: Sendable {
 final class LinkRouter<Event: Sendable>: Sendable {
     let job: String
     private let inbox: AsyncStream<SessionInput<Event>>.Continuation
-    /// Takes frames that are not control messages; set once the flow runs.
-    private let flow = Monitor<(@Sendable (ControlLink.Message) -> Void)?>(nil)
+    typealias Flow = @Sendable (ControlLink.Message) -> Void
+    /// Who takes frames that are not control messages.
+    private enum Taker: Sendable {
+        case nobody
+        /// It runs in a moment, and may be answered before this side has heard that it does.
+        case expected
+        case flow(Flow)
+    }
+    private let taker = Monitor(Taker.nobody)
 
     init(job: String, inbox: AsyncStream<SessionInput<Event>>.Continuation) {
         self.job = job
@@ -32,7 +39,20 @@ final class LinkRouter<Event: Sendable>: Sendable {
     }
 
     /// Nil when the flow is over: the router must not keep what the session has let go.
-    func setFlow(_ take: (@Sendable (ControlLink.Message) -> Void)?) { flow.update { $0 = take } }
+    func setFlow(_ take: Flow?) { taker.update { $0 = take.map(Taker.flow) ?? .nobody } }
+
+    /// From now on frames wait, with all that is behind them, for ``setFlow(_:)``.
+    func expectFlow() { taker.update { $0 = .expected } }
+
+    private func takesFrames() -> Flow? {
+        taker.wait { taker in
+            switch taker {
+            case .nobody: .some(nil)
+            case .expected: nil
+            case .flow(let take): .some(take)
+            }
+        } ?? nil
+    }
 
     /// A frame of any of the session's links, on that link's reader thread.
     func receive(_ link: ControlLink, _ frame: ControlLink.Message) {
@@ -47,7 +67,7 @@ final class LinkRouter<Event: Sendable>: Sendable {
             } catch { link.cut() }
         case .stream, .layout, .residence, .returnPath, .held:
             // Before the flow runs nobody has asked for these.
-            guard let take = flow.read({ $0 }) else { return link.cut() }
+            guard let take = takesFrames() else { return link.cut() }
             take(frame)
         case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .squeezedStream, .update, .patchable,
             .audit, .wanted, .reference, .referenceAnswer:

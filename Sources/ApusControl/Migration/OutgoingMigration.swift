@@ -243,15 +243,18 @@ actor OutgoingMigration {
     private func startTransfer() async {
         guard let link else { return post(.connectionLost) }
         guard let machine else { return post(.qemuDied(watched: false)) }
+        router.expectFlow()
         do {
             let transfer = try await OutgoingTransfer(self, machine, link)
             self.transfer = transfer
-            foretellStart(transfer.isDirect ? .direct : .stream)
             router.setFlow { frame in
                 // Only the return path comes this way; a QEMU that no longer listens is noticed elsewhere.
                 if frame.kind == .returnPath { try? transfer.flow.writeReturnPath(frame.bytes) }
             }
+            foretellStart(transfer.isDirect ? .direct : .stream)
         } catch {
+            // The destination is told yet why.
+            router.setFlow { _ in }
             post(.localFailed(SessionProblem("transfer-failed", error)))
         }
     }
