@@ -93,6 +93,7 @@ struct DirectSource: ~Copyable {
         // The first scan tells what was written since the tracker was attached, just now.
         _ = looks.close()
         guard try sendAllData() else { return try moveNow() }
+        waitForLanes()
         var waitMs = 0.0
         var lastReady = Int.max
         var isOpen = false
@@ -259,13 +260,22 @@ struct DirectSource: ~Copyable {
             lanes.contains { $0.backlog > 0 } || counters.contains { $0.waitingPages.now > 0 }
         }
         while !orders.isDue && isBusy() { pause(ms: 0.3) }
-        // What the sockets still hold. A lane without work does not hear of what was installed since.
-        let flow = flowSample()
-        let restMs = Double(flow.unconfirmedBytes) / max(Double(flow.linkBytesPerS), 1) * 1000
-        _ = orders.next(afterMs: min(restMs, Self.socketsMsMax))
+        // What the sockets still hold.
+        let until = Instant.now().adding(ms: Self.socketsMsMax)
+        let untoldBytes = Double(lanes.count) * Double(ReceiveLane.creditBytes)
+        while Instant.now() < until {
+            let flow = flowSample()
+            let restBytes = Double(flow.unconfirmedBytes) - untoldBytes
+            guard restBytes > 0 else { return }
+            // A lane without work does not hear of what was installed since.
+            for lane in lanes { _ = lane.queue.sendIfRoom(.wake) }
+            let restMs = restBytes / max(Double(flow.linkBytesPerS), 1) * 1000
+            guard case .round = orders.next(afterMs: min(restMs, Self.hearingMs)) else { return }
+        }
     }
     /// As long as a lane's window may be.
     private static let socketsMsMax = 20.0
+    private static let hearingMs = 1.0
 
     private mutating func flush(_ lane: Int) throws(FlowFailure) {
         guard let batch = open.take(lane) else { return }

@@ -116,7 +116,7 @@ struct ReceiveLane: ~Copyable, Sendable {
     private var credit = PageBuffer(byteCount: 16)
 
     /// A credit is sent when one of these has come together; far below the sender's window.
-    private static let creditBytes: UInt64 = 64 << 10
+    static let creditBytes: UInt64 = 64 << 10
     private static let creditFrames: UInt64 = 32
 
     init(

@@ -9,7 +9,7 @@ enum LaneItem: ~Copyable, Sendable {
     case batch(Batch)
     /// Everything before it is older than this epoch.
     case fence(UInt32)
-    /// Look at the dock: there may be a new connection.
+    /// Look at the dock, for there may be a new connection, and for credits.
     case wake
 }
 
@@ -72,6 +72,10 @@ struct SendLane: ~Copyable, Sendable {
     let assumedBytesPerNs: Double
     /// How much of the link's time may be in flight: long enough to keep it busy, short enough for a quick switch.
     private static let windowNs = 20_000_000.0
+    /// What may be in flight on a lane of this rate.
+    static func windowBytes(bytesPerNs: Double) -> Double {
+        min(max(bytesPerNs * windowNs, Double(Limits.windowBytesMin)), Double(Limits.windowBytesMax))
+    }
 
     init(
         index: Int, of count: Int, _ connection: consuming Connection, _ lanes: LaneQueue, _ counters: LaneCounters,
@@ -138,6 +142,7 @@ struct SendLane: ~Copyable, Sendable {
                 try pass(epoch)
             case .wake:
                 if dock.isOffered { throw .closed }
+                try collectCredits()
             }
             counters.cpuNs.set(Instant.threadCPUNs())
         }
@@ -222,10 +227,7 @@ struct SendLane: ~Copyable, Sendable {
     mutating func waitForLink(_ length: Int) throws(FabricError) -> UInt64 {
         let length = FrameHeader.byteCount + length
         try collectCredits()
-        let window = UInt64(
-            min(
-                max(meter.bytesPerNs * Self.windowNs, Double(Limits.windowBytesMin)),
-                Double(Limits.windowBytesMax)))
+        let window = UInt64(Self.windowBytes(bytesPerNs: meter.bytesPerNs))
         while sentBytes - creditedBytes > 0 && sentBytes - creditedBytes + UInt64(length) > window {
             try waitForCredit()
         }

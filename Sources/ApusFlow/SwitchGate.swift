@@ -1,105 +1,4 @@
-internal import ApusMemory
 internal import ApusSystem
-
-/// What the switch gate decides from; one sample every few tens of milliseconds.
-public struct GateSample: Sendable, Equatable {
-    public var elapsedMs: Double = 0
-    /// Rounds begun so far; 1 is the first pass over all memory.
-    public var round = 0
-    /// Guest memory that still has to be sent in this round, in bytes.
-    public var remainingBytes: Double = 0
-    /// What may come to it if the guest writes more than it is expected to: two standard deviations.
-    public var doubtBytes: Double = 0
-    /// What rounds between the gate's opening and the guest's stop will probably take of `remainingBytes`.
-    public var closedBytes: Double = 0
-    /// Guest memory dirtied per second, in bytes, as it was seen in the last round.
-    public var dirtyBytesPerS: Double = 0
-    /// Milliseconds since this round began.
-    public var roundMs: Double = 0
-    /// Wire bytes per second that the link takes.
-    public var linkBytesPerS: Double = 0
-    /// Wire bytes per byte of guest data, of late.
-    public var ratio: Double = 1
-    /// Wire bytes sent but not yet installed.
-    public var unconfirmedBytes: Double = 0
-    /// Wire bytes that plain QEMU would have sent beyond ours so far.
-    public var savedBytes: Double = 0
-    /// Between the end of this round and the guest's stop; it goes on writing.
-    public var noticeMs: Double = 0
-    /// When the guest is to stand still, so that its pause has begun before it is stopped.
-    public var standing = Standing.no
-    /// Guest memory that does not travel before the stop, in bytes; a part of `remainingBytes`.
-    public var heldBytes: Double = 0
-    /// The vCPUs can be slowed down.
-    public var canSlowDown = false
-    public init() {}
-
-    public enum Standing: Sendable, Equatable {
-        case no
-        /// From the end of this round until it is stopped.
-        case afterRound(ms: Double)
-        /// While this round travels, too.
-        case throughRound(ms: Double)
-
-        public var ms: Double {
-            switch self {
-            case .no: 0
-            case .afterRound(let ms), .throughRound(let ms): ms
-            }
-        }
-    }
-}
-
-extension GateSample {
-    /// From the end of the last round to the stop, of vCPUs that stand: QEMU waits for them when it stops them.
-    static func stopMs(noticeMs: Double) -> Double { noticeMs + Brake.periodMs / 2 }
-
-    /// What will be left when this round's pages are out and QEMU has stopped the guest. Link and ratio must be known.
-    ///
-    /// - Parameters:
-    ///   - heldPages: pages that do not travel before the stop.
-    ///   - pagesPerS: what it wrote of late, for a gate that knows no curve.
-    mutating func expectStop(
-        _ gate: SwitchGate, _ closing: Closing, readyPages: Double, heldPages: Double, pagesMax: Double,
-        pagesPerS: Double
-    ) {
-        let pageBytes = Double(Limits.pageBytes)
-        let pageMs = pageBytes * ratio / max(linkBytesPerS, 1) * 1000
-        let sendMs = readyPages * pageMs
-        let stands = canSlowDown && gate.letsStand(noticeMs: closing.noticeMs, pageMs: pageMs)
-        noticeMs = closing.noticeMs
-        let stopMs = Self.stopMs(noticeMs: noticeMs)
-        standing = stands ? .afterRound(ms: stopMs) : .no
-        let spanMs = stands ? sendMs : sendMs + noticeMs
-        // A long round says too little of a short one, so the curve is asked first.
-        let written = min(gate.expectedPages(inMs: spanMs) ?? pagesPerS * spanMs / 1000, pagesMax)
-        heldBytes = heldPages * pageBytes
-        remainingBytes = written * pageBytes + heldBytes
-        doubtBytes = written * gate.doubt * pageBytes
-        if case .no = standing, let roundMs = closing.roundMs, let curve = gate.curve {
-            let left = curve.left(
-                of: gate.expectedPages(inMs: sendMs) ?? written, pageMs: pageMs, forMs: noticeMs, roundMs: roundMs,
-                running: 1 - gate.slowed)
-            closedBytes = max(written - left, 0) * pageBytes
-        }
-        guard canSlowDown, gate.mayStand else { return }
-        // This round's pages are known, what it writes meanwhile is not. One that was slowed down may be late with its work, and
-        // writes as fast as it can whenever it runs.
-        var through = self
-        (through.standing, through.closedBytes) = (.throughRound(ms: sendMs + stopMs), 0)
-        if gate.slowed > 0 || gate.prefers(through, to: self) { self = through }
-    }
-}
-
-public struct GateForecast: Sendable, Equatable {
-    /// The pause if the VM were stopped now, and what it hardly exceeds.
-    public var downtimeMs: Double
-    public var worstMs: Double
-    /// Wire bytes that would travel while it stands still.
-    public var stopBytes: Double
-    /// Time until the VM runs at the destination; nil when the memory is dirtied faster than it travels.
-    public var remainingMs: Double?
-}
 
 /// Decides when to stop the VM, and what else must be done so that it can be stopped. A pure value.
 ///
@@ -126,8 +25,10 @@ public struct SwitchGate: Sendable {
         case refuse
     }
 
-    /// Loading the device state, hand-over and resume: what a stop costs with nothing left to send.
-    public static let fixedMs = 10.0
+    /// Loading the device state, hand-over and resume: what a stop costs with nothing left to send, and by how much it may be
+    /// more. As measured, of a VM that was never moved.
+    public static let fixedMs = 7.0
+    static let fixedDoubtMs = 3.0
     /// Wire bytes of the device state of an ordinary VM.
     public static let deviceBytes = 150_000.0
     /// A stop with nothing left to send.
@@ -233,13 +134,13 @@ public struct SwitchGate: Sendable {
             let downtimeMs = pauseMs(stopBytes)
             let doubtMs = sample.standing.ms * (Self.throughRoundDoubt - 1)
             return GateForecast(
-                downtimeMs: downtimeMs, worstMs: downtimeMs + Brake.periodMs + doubtMs, stopBytes: stopBytes,
-                remainingMs: remainingMs)
+                downtimeMs: downtimeMs, worstMs: downtimeMs + Self.fixedDoubtMs + Brake.periodMs + doubtMs,
+                stopBytes: stopBytes, remainingMs: remainingMs)
         }
         let stopBytes = pageBytes + Self.deviceBytes
         return GateForecast(
             downtimeMs: pauseMs(stopBytes - sample.closedBytes * sample.ratio),
-            worstMs: pauseMs(stopBytes + sample.doubtBytes * sample.ratio), stopBytes: stopBytes,
+            worstMs: pauseMs(stopBytes + sample.doubtBytes * sample.ratio) + Self.fixedDoubtMs, stopBytes: stopBytes,
             remainingMs: remainingMs)
     }
 
@@ -403,14 +304,15 @@ public struct SwitchGate: Sendable {
 
     /// What pages may take of the pause.
     private func freeMs(_ sample: GateSample, _ share: Double) -> Double {
-        let freeMs = maxDowntimeMs - Self.leastMs(fixedMs: fixedMs, linkBytesPerS: sample.linkBytesPerS)
+        let leastMs = Self.leastMs(fixedMs: fixedMs, linkBytesPerS: sample.linkBytesPerS)
+        let freeMs = maxDowntimeMs - leastMs - Self.fixedDoubtMs
         guard share > 0 else { return freeMs / (1 + doubt) }
         return (freeMs - Brake.periodMs) / Self.throughRoundDoubt - GateSample.stopMs(noticeMs: sample.noticeMs)
     }
 }
 
 extension WorkingSetHistory.Trend {
-    /// Changes of a fifth within a second that are no accident.
-    var isRising: Bool { certainty > 0.7 && risePerS > 0.2 * max(level, 0.1) }
-    var isFalling: Bool { certainty > 0.7 && risePerS < -0.2 * max(level, 0.1) }
+    /// Changes of a fifth within a second, and within what was seen, that are no accident.
+    var isRising: Bool { certainty > 0.7 && risePerS * min(spanS, 1) > 0.2 * max(level, 0.1) }
+    var isFalling: Bool { certainty > 0.7 && risePerS * min(spanS, 1) < -0.2 * max(level, 0.1) }
 }

@@ -72,10 +72,14 @@ extension OutgoingMigration {
             mode: request.mode == .plain ? .dsm : request.mode ?? .dsm)
         foretold.begin(plan.map { MigrationCost($0) }, .plan)
         guard request.mode?.pull ?? .nothing == .nothing else { return }
-        let known = prior.forecast(
-            to: request.host, maxDowntimeMs: request.maxDowntimeMs, slowsDown: ladder.slowsDown,
-            atHour: VMHistory.hour(of: Date()))
-        foretold.begin(known.map { MigrationCost($0) }, .history)
+        foretold.begin(foretoldByHistory.map { MigrationCost($0) }, .history)
+    }
+
+    /// nil: too little is known of the VM.
+    var foretoldByHistory: Forecast? {
+        prior.forecast(
+            to: request.host, lanes: services.config.link.lanes, maxDowntimeMs: request.maxDowntimeMs,
+            slowsDown: ladder.slowsDown, atHour: VMHistory.hour(of: Date()))
     }
 
     /// As soon as the first pass shows what the link takes, what pages become and how the guest writes.
@@ -89,7 +93,7 @@ extension OutgoingMigration {
             ForecastInput(
                 pages: Double(rounds.dataPages), firstBytesPerPage: bytesPerPage,
                 againBytesPerPage: min(prior.againBytesPerPage ?? bytesPerPage, 4106),
-                linkBytesPerS: Double(flow.linkBytesPerS), workingSet: curve,
+                linkBytesPerS: Double(flow.linkBytesPerS), lanes: services.config.link.lanes, workingSet: curve,
                 maxDowntimeMs: Double(request.maxDowntimeMs),
                 fixedDowntimeMs: prior.fixedDowntimeMs ?? SwitchGate.fixedMs, prepareMs: began.ms(since: started)),
             slowsDown: ladder.slowsDown)

@@ -53,13 +53,11 @@ struct ModeChoice {
 extension OutgoingMigration {
     /// Before anything is done.
     func chooseMode() {
-        let known = prior.forecast(
-            to: request.host, maxDowntimeMs: request.maxDowntimeMs, slowsDown: ladder.slowsDown,
-            atHour: VMHistory.hour(of: Date()))
         let plan = services.plans.latest(vm: request.vm, host: request.host, maxDowntimeMs: request.maxDowntimeMs)
         status.chosen =
             session.guestRunning
-            ? ModeChoice(request: request, config: services.config.migrate, plan: plan, known: known).way : nil
+            ? ModeChoice(request: request, config: services.config.migrate, plan: plan, known: foretoldByHistory).way
+            : nil
         guard let way = status.chosen, way.basis != .firstPass else { return }
         if way.mode.pull != .nothing { request.mode = way.mode }
         if let port = way.port, request.port ?? .auto == .auto { request.port = port }

@@ -27,8 +27,6 @@ struct Planner {
     /// Until the first page is sent, of a VM that was never moved: the other QEMU starts. As measured (medians of 71 and
     /// 44 ms, Docs/Numbers/targets-1G.json).
     private static let prepareMs = 70.0
-    /// A stop of such a VM with nothing left to send, as measured; the gate, which must not be too hopeful, reckons with more.
-    private static let fixedDowntimeMs = 7.0
     /// A part of the link, long enough for TCP to find its speed.
     private static let probeMs = 300.0
     /// Frame and record of a page beside its bytes, and of a changed line.
@@ -100,9 +98,9 @@ struct Planner {
             var input = ForecastInput(
                 pages: Double(layout.pageCount) * (1 - sample.zeroShare),
                 firstBytesPerPage: sample.bytesPerPageReferred + Self.pageHeadBytes,
-                againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, workingSet: workingSet,
-                maxDowntimeMs: Double(request.maxDowntimeMs),
-                fixedDowntimeMs: known.fixedDowntimeMs ?? Self.fixedDowntimeMs,
+                againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, lanes: config.link.lanes,
+                workingSet: workingSet, maxDowntimeMs: Double(request.maxDowntimeMs),
+                fixedDowntimeMs: known.fixedDowntimeMs ?? SwitchGate.fixedMs,
                 prepareMs: known.prepareMs ?? Self.prepareMs, closing: way.port == .direct ? .direct : .stream)
             if let (place, bytesPerPage) = place {
                 let passBytes = input.pages * input.firstBytesPerPage

@@ -85,14 +85,14 @@ struct VMHistory: Codable, Sendable, Equatable {
     static func hour(of date: Date) -> Int { Calendar.current.component(.hour, from: date) }
 
     /// What a migration would take that begins now; nil: too little is known.
-    func forecast(to host: String, maxDowntimeMs: Int, slowsDown: Bool, atHour hour: Int) -> Forecast? {
+    func forecast(to host: String, lanes: Int, maxDowntimeMs: Int, slowsDown: Bool, atHour hour: Int) -> Forecast? {
         guard let pages = dataPages, let first = firstBytesPerPage, let link = links[host],
             let curve = prior(atHour: hour).curve
         else { return nil }
         return Forecast.move(
             ForecastInput(
                 pages: pages, firstBytesPerPage: first, againBytesPerPage: againBytesPerPage ?? first,
-                linkBytesPerS: link, workingSet: curve, maxDowntimeMs: Double(maxDowntimeMs),
+                linkBytesPerS: link, lanes: lanes, workingSet: curve, maxDowntimeMs: Double(maxDowntimeMs),
                 fixedDowntimeMs: fixedDowntimeMs ?? SwitchGate.fixedMs, prepareMs: prepareMs ?? 0),
             slowsDown: slowsDown)
     }

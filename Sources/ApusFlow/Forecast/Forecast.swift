@@ -7,6 +7,8 @@ public struct ForecastInput: Sendable, Equatable, Codable {
     public var againBytesPerPage: Double
     /// Payload bytes per second that the link takes.
     public var linkBytesPerS: Double
+    /// Connections for pages.
+    public var lanes: Int
     public var workingSet: WorkingSet
     /// Where in the first pass its pages travel: shares of the pass's time.
     public var writtenSpan = 0.0...1.0
@@ -20,13 +22,14 @@ public struct ForecastInput: Sendable, Equatable, Codable {
 
     public init(
         pages: Double, firstBytesPerPage: Double, againBytesPerPage: Double, linkBytesPerS: Double,
-        workingSet: WorkingSet, maxDowntimeMs: Double, fixedDowntimeMs: Double = SwitchGate.fixedMs,
+        lanes: Int, workingSet: WorkingSet, maxDowntimeMs: Double, fixedDowntimeMs: Double = SwitchGate.fixedMs,
         prepareMs: Double = 0, closing: Closing = .direct
     ) {
         self.pages = pages
         self.firstBytesPerPage = firstBytesPerPage
         self.againBytesPerPage = againBytesPerPage
         self.linkBytesPerS = linkBytesPerS
+        self.lanes = lanes
         self.workingSet = workingSet
         self.maxDowntimeMs = maxDowntimeMs
         self.fixedDowntimeMs = fixedDowntimeMs

@@ -25,12 +25,14 @@ struct ForetoldRounds {
     }
 
     consuming func run() -> Forecast {
-        var (sentPages, sentMs, idleMs) = (input.pages, elapsedMs, 0.0)
+        var last = Copying(
+            pages: input.pages, sentMs: elapsedMs, leadMs: leadMs(input.firstBytesPerPage), span: input.writtenSpan)
+        var idleMs = 0.0
         var lastReady = Double.infinity
         for round in 2...Self.roundsMax {
-            let ready = min(input.workingSet.dirtied(inMs: sentMs + idleMs, running: 1 - gate.slowed), input.pages)
-            let span = round == 2 ? input.writtenSpan : 0...1
-            bytesPerPage = input.againBytesPerPage * changedShare(ready, sentPages, sentMs, idleMs, span)
+            let ready = min(
+                input.workingSet.dirtied(inMs: last.sentMs + idleMs, running: 1 - gate.slowed), input.pages)
+            bytesPerPage = input.againBytesPerPage * changedShare(ready, last, idleMs)
             let isShrinking = ready < SwitchGate.shrink * lastReady
             let sample = sample(round, ready)
             if movesWhenFlat && !isShrinking { return follow(round, ready, sample) }
@@ -41,9 +43,9 @@ struct ForetoldRounds {
             }
             lastReady = max(ready, 1)
             wireBytes += ready * bytesPerPage
-            (sentPages, sentMs) = (ready, max(ready * bytesPerPage * msPerByte, Self.leastRoundMs))
-            idleMs = isShrinking || gate.slowed > 0 ? 0 : max(DirectSource.steadyRoundMs - sentMs, 0)
-            elapsedMs += sentMs + idleMs
+            last = copying(ready, bytesPerPage)
+            idleMs = isShrinking || gate.slowed > 0 ? 0 : max(DirectSource.steadyRoundMs - last.sentMs, 0)
+            elapsedMs += last.sentMs + idleMs
         }
         let ready = lastReady
         return stop(Self.roundsMax, ready, sample(Self.roundsMax, ready), fits: false)
@@ -53,24 +55,66 @@ struct ForetoldRounds {
     /// A scan, and the way of the last batch.
     private static var leastRoundMs: Double { 1 }
 
-    /// A page of the last round that was written before its turn, and not since, travelled with that round: now it is found to
-    /// be the same, and costs nothing.
-    ///
-    /// - Parameters:
-    ///   - ready: pages written since the last round began.
-    ///   - sentPages: pages that the last round sent, within `sentMs`; then it waited for `idleMs`.
-    ///   - span: where in that time these pages travelled.
-    private func changedShare(
-        _ ready: Double, _ sentPages: Double, _ sentMs: Double, _ idleMs: Double, _ span: ClosedRange<Double>
-    ) -> Double {
-        let progress = input.workingSet.demand.progress(running: 1 - gate.slowed)
-        func guestMs(since share: Double) -> Double { (idleMs + sentMs * (1 - share)) * progress }
-        let since = guestMs(since: span.upperBound)...guestMs(since: span.lowerBound)
-        guard ready > 0, input.workingSet.setPages > 0 else { return 1 }
-        let sentShare = min(sentPages / max(input.workingSet.setPages, ready), 1)
-        let changed = min(input.workingSet.meanDirtied(inMs: since) / ready, 1)
-        return 1 - sentShare + sentShare * changed
+    /// How the pages of a round are copied.
+    private struct Copying {
+        var pages: Double
+        var sentMs: Double
+        /// So long before they are through the link.
+        var leadMs: Double
+        /// Where in this time those travel that were written.
+        var span = 0.0...1.0
+
+        /// - Parameter rank: of a page among those that were written, 0 to 1.
+        func ms(_ rank: Double) -> Double {
+            max((span.lowerBound + rank * (span.upperBound - span.lowerBound)) * sentMs - leadMs, 0)
+        }
     }
+
+    private func copying(_ pages: Double, _ bytesPerPage: Double) -> Copying {
+        Copying(
+            pages: pages, sentMs: max(pages * bytesPerPage * msPerByte, Self.leastRoundMs), leadMs: leadMs(bytesPerPage)
+        )
+    }
+
+    /// What lies between copying and the link's end: batches that are queued, and what is in flight.
+    private func leadMs(_ bytesPerPage: Double) -> Double {
+        let queued = Double(Limits.batchesPerLane * Limits.batchPages) * bytesPerPage
+        let lanes = Double(input.lanes)
+        return lanes * (queued + SendLane.windowBytes(bytesPerNs: input.linkBytesPerS / lanes / 1e9)) * msPerByte
+    }
+
+    /// A page that was not written between two copies is found to be the same, and costs nothing:
+    ///
+    /// ```
+    ///   scan                     scan
+    ///    |---- written ----x       |       x
+    ///                    copied    |     copied again; both rounds go through memory in the same order
+    /// ```
+    /// - Parameters:
+    ///   - ready: pages written since `last` began; it was followed by a wait of `idleMs`.
+    /// - Returns: the share of them that has changed.
+    private func changedShare(_ ready: Double, _ last: Copying, _ idleMs: Double) -> Double {
+        let (set, running) = (input.workingSet, 1 - gate.slowed)
+        guard ready > 0, set.setPages > 0 else { return 1 }
+        let sentShare = min(last.pages / max(set.setPages, ready), 1)
+        var changed = 1.0
+        // How long this round takes depends on it.
+        for _ in 0..<Self.guesses {
+            let next = copying(ready, input.againBytesPerPage * changed)
+            var same = 0.0
+            for index in 0..<Self.ranks {
+                let rank = (Double(index) + 0.5) / Double(Self.ranks)
+                let untilMs = last.sentMs + idleMs + next.ms(rank)
+                same +=
+                    set.dirtied(inMs: untilMs, running: running)
+                    - set.dirtied(inMs: untilMs - last.ms(rank), running: running)
+            }
+            changed = 1 - sentShare * min(same / Double(Self.ranks) / ready, 1)
+        }
+        return changed
+    }
+    private static var guesses: Int { 4 }
+    private static var ranks: Int { 16 }
 
     private func sample(_ round: Int, _ ready: Double) -> GateSample {
         var sample = GateSample()

@@ -45,17 +45,6 @@ public struct WorkingSet: Sendable, Equatable, Codable {
         guard ms > 0 else { return 0 }
         return setPages * (1 - exponential(-ms / refillMs)) + driftPagesPerMs * ms
     }
-
-    /// The mean of ``dirtied(inMs:)`` over all times from one to another.
-    public func meanDirtied(inMs span: ClosedRange<Double>) -> Double {
-        /// Its integral from zero on.
-        func area(_ ms: Double) -> Double {
-            setPages * (ms - refillMs * (1 - exponential(-ms / refillMs))) + driftPagesPerMs * ms * ms / 2
-        }
-        let lengthMs = span.upperBound - span.lowerBound
-        guard lengthMs > 1e-6 * span.upperBound else { return dirtied(inMs: span.upperBound) }
-        return (area(span.upperBound) - area(span.lowerBound)) / lengthMs
-    }
 }
 
 /// So many different pages were written in so long, in which the vCPUs stood still for a part of the time.
@@ -94,6 +83,8 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
         public var risePerS: Double
         /// Share of the levels' variation that the line explains, 0 to 1.
         public var certainty: Double
+        /// From the first look that it is taken from until now.
+        public var spanS: Double
     }
 
     /// Looks that are kept. Older ones say little of a guest that has changed its work.
@@ -156,7 +147,11 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
             sums.add(x: middleS, y: level, weight: weight)
             weight *= Self.trendFade
         }
-        return sums.line.map { Trend(level: max(0, $0.atZero), risePerS: $0.slope, certainty: $0.certainty) }
+        let first = recent.map { $0.endMs - $0.spanMs }.min() ?? now
+        return sums.line.map {
+            Trend(
+                level: max(0, $0.atZero), risePerS: $0.slope, certainty: $0.certainty, spanS: (now - first) / 1000)
+        }
     }
 
     /// The curve nearest to all looks; nil: there is none yet.

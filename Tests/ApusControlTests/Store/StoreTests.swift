@@ -61,13 +61,13 @@ import Testing
         let again = try #require(try await store.history(of: "web"))
         #expect(again == known)
         #expect(try await store.history(of: "other") == nil)
-        #expect(again.forecast(to: "c", maxDowntimeMs: 300, slowsDown: true, atHour: 7) == nil)
-        let quiet = try #require(again.forecast(to: "b", maxDowntimeMs: 300, slowsDown: true, atHour: 7))
+        #expect(again.forecast(to: "c", lanes: 2, maxDowntimeMs: 300, slowsDown: true, atHour: 7) == nil)
+        let quiet = try #require(again.forecast(to: "b", lanes: 2, maxDowntimeMs: 300, slowsDown: true, atHour: 7))
         #expect((1300...1600).contains(quiet.totalMs), "\(quiet)")
         // A busier hour is expected to be busy again.
         var busy = again
         busy.hours[8] = .init(pagesPerS: (busy.hours[7]?.pagesPerS ?? 0) * 5, looks: 1)
-        let later = try #require(busy.forecast(to: "b", maxDowntimeMs: 300, slowsDown: true, atHour: 8))
+        let later = try #require(busy.forecast(to: "b", lanes: 2, maxDowntimeMs: 300, slowsDown: true, atHour: 8))
         #expect(later.wireBytes > quiet.wireBytes)
         try await store.save(Samples.forecast)
         try await store.save(Samples.forecast)

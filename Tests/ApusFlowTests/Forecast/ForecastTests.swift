@@ -6,7 +6,7 @@ import Testing
     /// 512 MB guest, 1 Gb/s, a third of it moves.
     private func input(setPages: Double, writesPerS: Double, maxDowntimeMs: Double = 300) -> ForecastInput {
         ForecastInput(
-            pages: 40_000, firstBytesPerPage: 4100, againBytesPerPage: 4100, linkBytesPerS: 117e6,
+            pages: 40_000, firstBytesPerPage: 4100, againBytesPerPage: 4100, linkBytesPerS: 117e6, lanes: 2,
             workingSet: WorkingSet(
                 setPages: setPages, refillMs: setPages / writesPerS * 1000, driftPagesPerMs: 0),
             maxDowntimeMs: maxDowntimeMs)
@@ -32,8 +32,8 @@ import Testing
     func tooBusy() {
         let forecast = Forecast.rounds(input(setPages: 16_384, writesPerS: 200_000))
         #expect(forecast.ending == .tooBusy)
-        // What was written before its turn, and not since, costs nothing.
-        #expect((480...580).contains(forecast.downtimeMs), "\(forecast)")
+        // Nearly all of the set has changed between two copies, and takes 574 ms.
+        #expect((550...590).contains(forecast.downtimeMs), "\(forecast)")
         let patient = Forecast.rounds(input(setPages: 16_384, writesPerS: 200_000, maxDowntimeMs: 700))
         #expect(patient.ending == .fits)
     }
@@ -43,7 +43,8 @@ import Testing
         let slowed = Forecast.move(busy, slowsDown: true)
         #expect((0.3...0.9).contains(slowed.slowedBy), "\(slowed)")
         #expect(slowed.ending != .tooBusy && slowed.downtimeMs <= 300)
-        #expect(slowed.totalMs > Forecast.rounds(busy).totalMs && slowed.wireBytes > Forecast.rounds(busy).wireBytes)
+        let calm = Forecast.rounds(input(setPages: 16_384, writesPerS: 1500))
+        #expect(slowed.totalMs > calm.totalMs && slowed.wireBytes > calm.wireBytes)
         #expect(Forecast.move(busy, slowsDown: false) == Forecast.rounds(busy))
         #expect(Forecast.move(input(setPages: 16_384, writesPerS: 1500), slowsDown: true).slowedBy == 0)
         // It moves first, or at once: no pause but the fixed one.
@@ -101,7 +102,8 @@ import Testing
             given.linkBytesPerS = .random(in: 0...1e10, using: &random)
             let band = Forecast.band(given)
             #expect(band.likely.totalMs.isFinite && band.likely.rounds >= 2)
-            #expect(band.low.wireBytes <= band.high.wireBytes * 1.7 + 1)
+            // One that writes less may be worth more rounds, as long as they get shorter.
+            #expect(band.low.wireBytes <= band.high.wireBytes / (1 - SwitchGate.shrink) + 1)
         }
     }
 
@@ -132,11 +134,51 @@ import Testing
         let forecast = Forecast.move(
             ForecastInput(
                 pages: run.firstMB * 1e6 / 4106, firstBytesPerPage: 4106, againBytesPerPage: 4106,
-                linkBytesPerS: 24.45e6,
+                linkBytesPerS: 24.45e6, lanes: 2,
                 workingSet: WorkingSet(
                     setPages: hotPages, refillMs: hotPages / run.writesPerS * 1000, driftPagesPerMs: 0),
                 maxDowntimeMs: 300), slowsDown: true)
         #expect(forecast.slowedBy == 0)
         #expect(abs(forecast.wireBytes / 1e6 - run.wireMB) < 0.09 * run.wireMB, "\(forecast) \(run)")
+    }
+
+    /// What was planned for real guests at 1 Gb/s, and what then was. Copying runs 30 to 40 ms ahead of such a link, as long as their
+    /// last rounds take.
+    private struct Planned {
+        var pages: Double
+        var firstBytesPerPage: Double
+        var againBytesPerPage: Double
+        var set: WorkingSet
+        var span: ClosedRange<Double>
+        var wireMB: Double
+        var isSlowed: Bool
+    }
+    private static let planned = [
+        Planned(
+            pages: 28_160, firstBytesPerPage: 2124.9, againBytesPerPage: 3755.9,
+            set: WorkingSet(
+                setPages: 2095.8, refillMs: 62, driftPagesPerMs: 0, spread: 0.015, demand: CPUDemand(share: 0.329)),
+            span: 0.174...1, wireMB: 77.5, isSlowed: false),
+        Planned(
+            pages: 39_434, firstBytesPerPage: 2898.9, againBytesPerPage: 3707.4,
+            set: WorkingSet(
+                setPages: 15708, refillMs: 482, driftPagesPerMs: 0, spread: 0.024, demand: CPUDemand(share: 0.357)),
+            span: 0.132...0.911, wireMB: 200, isSlowed: false),
+        Planned(
+            pages: 41_622, firstBytesPerPage: 2720.4, againBytesPerPage: 3875.8,
+            set: WorkingSet(
+                setPages: 16278, refillMs: 255.3, driftPagesPerMs: 0, spread: 0.02, demand: CPUDemand(share: 0.413)),
+            span: 0.123...0.71, wireMB: 273, isSlowed: true),
+    ]
+
+    @Test("what changes between two copies is foretold", arguments: planned.indices) func changes(_ index: Int) {
+        let run = Self.planned[index]
+        var input = ForecastInput(
+            pages: run.pages, firstBytesPerPage: run.firstBytesPerPage, againBytesPerPage: run.againBytesPerPage,
+            linkBytesPerS: 120.9e6, lanes: 2, workingSet: run.set, maxDowntimeMs: 300)
+        input.writtenSpan = run.span
+        let forecast = Forecast.move(input, slowsDown: true)
+        #expect(abs(forecast.wireBytes / 1e6 - run.wireMB) < 0.09 * run.wireMB, "\(forecast)")
+        #expect((forecast.slowedBy > 0) == run.isSlowed, "\(forecast)")
     }
 }
