@@ -63,9 +63,13 @@ public struct FlowOptions: Sendable {
     public var pull = Pull.nothing
     /// Stream port: the RAM blocks of which pages may stay; nil: none. What is not in them travels before the guest moves.
     public var fetchable: Layout?
+    /// Stream port: told what the guest wrote last, when it is stopped.
+    public var recorded = Monitor(RecordOutcome())
 
     /// What the guest uses is recorded just before it moves at once; nil: it is not.
     public var record: RecordOptions?
+    /// Stream port: no page travels before the guest does.
+    var keepsAtOnce: Bool { pull == .everything && !(record?.sendsMeanwhile ?? false) }
     /// What a guest that is too fast may be met with.
     public var ladder = Ladder()
     /// Of its vCPUs; nil: they cannot be slowed down.
@@ -81,7 +85,7 @@ public struct FlowOptions: Sendable {
         case rest
         /// Everything travels first, unless the gate must hand the guest over before.
         case ifNeeded
-        /// The guest moves at once, all its memory follows.
+        /// The guest moves at once, or when what it uses has been recorded, and what has not travelled by then follows.
         case everything
     }
 
@@ -142,16 +146,16 @@ public final class SourceFlow: Sendable {
         switch port {
         case .stream:
             direct = nil
-            keepOrder = options.pull == .nothing ? nil : options.fetchable.map { KeepOrder($0, options.pull) }
+            keepOrder = options.pull == .nothing ? nil : options.fetchable.map { KeepOrder($0, options) }
             hotPages =
-                options.holdsHotPages && options.pull != .everything
+                options.holdsHotPages && !options.keepsAtOnce
                 ? StreamSource.Hold(maxDowntimeMs: options.maxDowntimeMs, lanes: counters, counters: HoldCounters())
                 : nil
             self.report = { [looks] event in
                 if case .layoutKnown(let layout) = event {
                     let reader = GuestReader(layout, layout.blocks.map(memory))
                     guest.update { $0 = reader }
-                    if options.pull != .everything { looks.begin(reader, options.brake) }
+                    if !options.keepsAtOnce { looks.begin(reader, options.brake) }
                 }
                 report(event)
             }

@@ -1,5 +1,6 @@
 internal import ApusFabric
 internal import ApusMemory
+internal import ApusSystem
 internal import ApusWire
 internal import Synchronization
 
@@ -17,15 +18,18 @@ internal import Synchronization
 final class KeepOrder: Sendable {
     /// The blocks whose pages may stay.
     let fetchable: Layout
+    /// What the guest wrote last, once it is stopped.
+    let recorded: Monitor<RecordOutcome>
     /// Pages stay in any case. Else only once it is given.
     private let isSure: Bool
     private let given: Atomic<Bool>
 
-    init(_ fetchable: Layout, _ pull: FlowOptions.Pull) {
+    init(_ fetchable: Layout, _ options: FlowOptions) {
         self.fetchable = fetchable
-        isSure = pull != .ifNeeded
+        recorded = options.recorded
+        isSure = options.pull != .ifNeeded
         // From the first page.
-        given = Atomic(pull == .everything)
+        given = Atomic(options.keepsAtOnce)
     }
 
     var isGiven: Bool { given.load(ordering: .relaxed) }
@@ -38,7 +42,7 @@ extension StreamSource {
     /// From here on pages stay. What is in batches goes, for its content may be the newest; held pages stay.
     mutating func beginKeeping() throws(FlowFailure) {
         guard kept == nil, let keepOrder, let layout else { return }
-        kept = KeptPages(keepOrder.fetchable, of: layout)
+        kept = KeptPages(keepOrder.fetchable, of: layout, isFirstPass: pass == 1)
         guard kept != nil else {
             throw FlowFailure(
                 "fetch-layout",
@@ -52,6 +56,7 @@ extension StreamSource {
     mutating func finishKeeping() throws(FlowFailure) {
         // Once: device state may look like another section.
         guard let keepOrder, fenceSent < epoch else { return }
+        if let written = kept?.written { keepOrder.recorded.update { $0.record = written } }
         // The destination waits for it, even where nothing stays.
         try announce(rest: kept?.pages ?? PageSet(pageCount: keepOrder.fetchable.pageCount))
     }

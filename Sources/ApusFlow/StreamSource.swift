@@ -46,6 +46,9 @@ struct StreamSource: ~Copyable, Sendable {
     var part = RamPart.none
     private var ramSection: UInt32 = 0
     private var layoutAnnounced = false
+    /// QEMU's ways through all of RAM: page numbers start anew.
+    private(set) var pass = 1
+    private var lastPage: PageNumber = 0
 
     /// The pages that do not come through QEMU's stream.
     struct DirectPages: Sendable {
@@ -187,6 +190,7 @@ struct StreamSource: ~Copyable, Sendable {
             part = .silent(head: bytes(range))
         case .sectionEnd(_, kind: .ram):
             if keepOrder?.keepsAtEnd ?? false { try beginKeeping() }
+            beginPass()
             try flushPending()
             epoch += 1
             countHeld()
@@ -234,8 +238,15 @@ struct StreamSource: ~Copyable, Sendable {
             throw FlowFailure("qemu-stream", "The source QEMU sent a page before its list of RAM blocks.")
         }
         let number = layout.blocks[block].firstPage + PageNumber(offset / UInt64(Limits.pageBytes))
+        if number < lastPage { beginPass() }
+        lastPage = number
         if held?.beginsPass(number) ?? false { try endPass() }
         return number
+    }
+
+    private mutating func beginPass() {
+        pass += 1
+        kept?.beginPass()
     }
 
     /// - Parameter data: where in the buffer the page is; nil: all zeros.

@@ -179,9 +179,9 @@ public struct SwitchGate: Sendable {
 
     // MARK: Decisions
 
-    /// True once, when a round has not made less of what is left: no pause will ever fit, and what is left can be fetched.
-    public mutating func opensFlat() -> Bool {
-        guard !isOpen, lastRound >= 2, flatRounds > 0 else { return false }
+    /// True once, when a round has not made less of what is left, or it is time: what is left can be fetched.
+    public mutating func opensToFollow(elapsedMs: Double, latestMs: Double) -> Bool {
+        guard !isOpen, (lastRound >= 2 && flatRounds > 0) || elapsedMs >= latestMs else { return false }
         isOpen = true
         return true
     }

@@ -8,6 +8,13 @@
 ///   zeros come              they travel, which costs next to nothing: the page does not stay
 /// ```
 ///
+/// Since QEMU brings a page again only when it was written, the passes also tell what the guest wrote last:
+///
+/// ```
+///   pass       first                     second      third   ...  guest stopped
+///   brings     everything: no news       written before it        written in its last moment
+/// ```
+///
 /// A pure value. Pages come in with their numbers in the stream, and are noted with those among the fetchable blocks, which
 /// both sides have agreed on.
 public struct KeptPages: Equatable, Sendable {
@@ -15,9 +22,14 @@ public struct KeptPages: Equatable, Sendable {
     public private(set) var pages: PageSet
     /// From a number in the stream to one among the fetchable blocks, by block of the stream; nil: it travels.
     private let shifts: [Int64?]
+    /// What came in the last passes, the newest last; of those before, all together.
+    private var passes: [PageSet]
+    private static let passesMax = 8
+    private var isFirstPass: Bool
 
+    /// - Parameter isFirstPass: of QEMU's way through all of memory, which brings what was not written too.
     /// - Returns: nil when the stream lacks a fetchable block, or has it with another length.
-    public init?(_ fetchable: Layout, of stream: Layout) {
+    public init?(_ fetchable: Layout, of stream: Layout, isFirstPass: Bool = false) {
         var shifts = [Int64?](repeating: nil, count: stream.blocks.count)
         for block in fetchable.blocks {
             guard
@@ -29,13 +41,35 @@ public struct KeptPages: Equatable, Sendable {
         }
         self.shifts = shifts
         pages = PageSet(pageCount: fetchable.pageCount)
+        passes = [pages]
+        self.isFirstPass = isFirstPass
+    }
+
+    /// What comes from here on was written since the pass before began.
+    public mutating func beginPass() {
+        defer { isFirstPass = false }
+        if isFirstPass { return }
+        if passes.count == Self.passesMax {
+            let oldest = passes.removeFirst()
+            passes[0].formUnion(oldest)
+        }
+        passes.append(PageSet(pageCount: pages.pageCount))
+    }
+
+    /// What the guest wrote, the likeliest to be used next first: what it wrote in both of its last moments, then the latest.
+    public var written: AccessRecord {
+        guard var hot = passes.last, passes.count > 1 else { return AccessRecord(written: passes) }
+        hot.formIntersection(passes[passes.count - 2])
+        return AccessRecord(written: [hot] + passes.reversed())
     }
 
     /// Data of a page of this block of the stream. True: it stays. False: it has to travel.
     @inline(__always)
     public mutating func keep(_ page: PageNumber, of block: Int) -> Bool {
         guard let shift = shifts[block] else { return false }
-        pages.insert(first: PageNumber(Int64(page) + shift), count: 1)
+        let own = PageNumber(Int64(page) + shift)
+        pages.insert(first: own, count: 1)
+        if !isFirstPass { passes[passes.count - 1].insert(first: own, count: 1) }
         return true
     }
 

@@ -1,6 +1,7 @@
 import ApusFlow
 import ApusMemory
 import ApusQMP
+import ApusSystem
 import Foundation
 
 /// RAM blocks of a VM that its agent can read past QEMU, wherever they are. Pages of them may stay here when the guest moves
@@ -9,6 +10,8 @@ struct FetchableMemory: Sendable {
     let layout: Layout
     /// One per block.
     let ports: [BlockPort]
+    /// What the guest wrote before it moved.
+    let recorded = Monitor(RecordOutcome())
 
     /// Finds them. A wrong guess would be read as guest memory: private memory counts only where QEMU says that it is there.
     ///

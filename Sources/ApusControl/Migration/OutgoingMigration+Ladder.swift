@@ -47,7 +47,7 @@ extension OutgoingMigration {
     ) -> SwitchGate {
         SwitchGate(
             maxDowntimeMs: Double(request.maxDowntimeMs) * OutgoingTransfer.countedShare,
-            ladder: movesWhenFlat(request, guestRunning: guestRunning)
+            ladder: followsAfterMs(request, config, guestRunning: guestRunning) != nil
                 ? Ladder()
                 : ladder(
                     request, config, guestRunning: guestRunning,
@@ -57,9 +57,18 @@ extension OutgoingMigration {
             history: prior.prior(atHour: VMHistory.hour(of: Date())))
     }
 
-    /// What a hybrid's rounds do not make less is fetched.
-    nonisolated static func movesWhenFlat(_ request: MigrateRequest, guestRunning: Bool) -> Bool {
-        guestRunning && request.mode?.pull == .rest
+    /// What the stream port's rounds do not make less is fetched, and in mode `postcopy` what is left after the time for a record.
+    ///
+    /// - Returns: so many milliseconds after memory has begun to travel; nil: all of it travels first, or none.
+    nonisolated static func followsAfterMs(
+        _ request: MigrateRequest, _ config: AgentConfig.Migrate, guestRunning: Bool
+    ) -> Double? {
+        guard guestRunning else { return nil }
+        switch request.mode?.pull ?? .nothing {
+        case .rest: return .infinity
+        case .everything where config.sendWhileRecording && config.recordMs > 0: return config.recordMs
+        case .everything, .nothing, .ifNeeded: return nil
+        }
     }
 
     /// Decided by the stream port's gate.

@@ -93,7 +93,7 @@ extension OutgoingMigration {
         if let memory {
             server = makeServer(memory.layout, memory.serverPorts, memory.recorded)
         } else if let fetchable {
-            server = makeServer(fetchable.layout, fetchable.ports)
+            server = makeServer(fetchable.layout, fetchable.ports, fetchable.recorded)
         } else {
             preconditionFailure("what stays was agreed on")
         }

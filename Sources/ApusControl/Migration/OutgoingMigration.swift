@@ -106,7 +106,8 @@ actor OutgoingMigration {
             Self.gate(
                 request, services.config.migrate, VMHistory(), guestRunning: session.guestRunning,
                 ramBytes: machine?.definition.ramBytes ?? 0),
-            movesWhenFlat: Self.movesWhenFlat(request, guestRunning: session.guestRunning))
+            followsAfterMs: Self.followsAfterMs(
+                request, services.config.migrate, guestRunning: session.guestRunning))
         (inputs, inbox) = AsyncStream.makeStream(of: SessionInput<SourceEvent>.self)
         router = LinkRouter(job: session.job, inbox: inbox)
     }

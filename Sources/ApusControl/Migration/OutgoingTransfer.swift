@@ -106,7 +106,9 @@ final class OutgoingTransfer: Sendable {
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
         var options = FlowOptions(for: migration.request, migration.services.config.migrate)
         options.pull = migration.pull
-        options.fetchable = migration.fetchable?.layout
+        if let fetchable = migration.fetchable {
+            (options.fetchable, options.recorded) = (fetchable.layout, fetchable.recorded)
+        }
         options.references = migration.content.references
         options.ladder = migration.ladder
         options.brake = brake

@@ -69,8 +69,9 @@ struct ProgressMonitor: Sendable {
     }
 
     private var gate: SwitchGate
-    /// The rest is fetched: what does not get less by another round is reason enough to move.
-    private let movesWhenFlat: Bool
+    /// The rest is fetched: what does not get less by another round is reason enough to move, and so is this much time; nil:
+    /// everything travels first.
+    private let followsAfterMs: Double?
     private var points: [Point] = []
     private(set) var round = 0
     private var roundStartNs: UInt64 = 0
@@ -92,9 +93,9 @@ struct ProgressMonitor: Sendable {
     /// QEMU compares what is left with its limit this often.
     private static let noticeMs = 100.0
 
-    init(_ gate: SwitchGate, movesWhenFlat: Bool = false) {
+    init(_ gate: SwitchGate, followsAfterMs: Double? = nil) {
         self.gate = gate
-        self.movesWhenFlat = movesWhenFlat
+        self.followsAfterMs = followsAfterMs
     }
 
     mutating func cannotHandOver() { gate.cannotHandOver() }
@@ -159,7 +160,11 @@ struct ProgressMonitor: Sendable {
         progress.predictedRemainingMs = forecast.remainingMs
         advance(&progress, done: ram.total > 0 ? 1 - Double(ram.remaining) / Double(ram.total) : 0)
         var decision = gate.decide(gateSample)
-        if decision != .open, movesWhenFlat, gate.opensFlat() { decision = .open }
+        if let followsAfterMs, decision != .open,
+            gate.opensToFollow(elapsedMs: progress.elapsedMs, latestMs: followsAfterMs)
+        {
+            decision = .open
+        }
         let shortfall = gate.shortfall(gateSample)
         streamShortfall = shortfall
         return decision == .wait ? nil : (decision, shortfall)

@@ -61,7 +61,8 @@ extension OutgoingMigration {
             Self.gate(
                 request, services.config.migrate, prior, guestRunning: session.guestRunning,
                 ramBytes: machine?.definition.ramBytes ?? 0),
-            movesWhenFlat: Self.movesWhenFlat(request, guestRunning: session.guestRunning))
+            followsAfterMs: Self.followsAfterMs(
+                request, services.config.migrate, guestRunning: session.guestRunning))
     }
 
     /// Before the first page.
