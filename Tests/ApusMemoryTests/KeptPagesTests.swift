@@ -29,6 +29,36 @@ import Testing
         #expect(kept.pages.pageCount == 500)
     }
 
+    /// The last pass first, of it what came in the one before too; older ones are one. The first pass tells nothing.
+    @Test func laterPassesTellWhatWasWritten() throws {
+        let layout = try layout([("ram", 1000)])
+        var kept = try #require(KeptPages(layout, of: layout, isFirstPass: true))
+        for page in 0..<PageNumber(500) { _ = kept.keep(page, of: 0) }
+        #expect(kept.written.pageCount == 0)
+        for pass in 0..<PageNumber(20) {
+            kept.beginPass()
+            _ = kept.keep(100 + 2 * pass, of: 0)
+            _ = kept.keep(200 + 2 * pass, of: 0)
+            if pass >= 18 { _ = kept.keep(900, of: 0) }
+        }
+        let order: [PageNumber] = kept.written.runs.flatMap { Array($0.first..<$0.first + $0.count) }
+        let newest: [PageNumber] = [900, 138, 238, 136, 236, 134, 234]
+        #expect(Array(order.prefix(7)) == newest)
+        // What came in the oldest passes is in no order but its own.
+        let oldest: [PageNumber] = [100, 200].flatMap { base in (0..<13).map { base + 2 * $0 } }
+        #expect(Array(order.suffix(26)) == oldest)
+        #expect(kept.pages.count == 501)
+    }
+
+    @Test func passesTellFromTheFirstOnWhereItIsOver() throws {
+        let layout = try layout([("ram", 1000)])
+        var kept = try #require(KeptPages(layout, of: layout))
+        _ = kept.keep(7, of: 0)
+        #expect(kept.written.runs.map(\.first) == [7])
+        kept.beginPass()
+        #expect(kept.written.runs.map(\.first) == [7])
+    }
+
     @Test func runsAreOfAnyLength() {
         var set = PageSet(pageCount: 1000)
         for (first, count) in [(0, 1), (60, 200), (320, 64), (384, 1), (990, 10)] as [(PageNumber, Int)] {

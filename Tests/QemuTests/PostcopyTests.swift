@@ -11,13 +11,14 @@ extension RealGuests {
 
         private func with(
             _ program: String, rate: UInt64, _ workload: Workload = FaultStage.workload, adopts: Bool = false,
-            ramDirectory: String? = nil,
+            ramDirectory: String? = nil, recordMs: Double? = nil,
             _ body: (_ source: Agent, _ destination: Agent) async throws -> Void
         ) async throws {
             try await Lab.with { lab in
                 let pair = try await HostPair.make(in: lab, rate: rate)
                 var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: program)
                 peer.ramDirectory = ramDirectory
+                peer.recordMs = recordMs
                 let source = try await Agent.start("a", peer, pair.source, lab, port: 4600)
                 let destination = try await Agent.start("b", peer, pair.destination, lab, port: 4601)
                 let image = try GuestImage.find()
@@ -100,7 +101,7 @@ extension RealGuests {
             arguments: zip([QemuProgram.installed, QemuProgram.newer].compactMap(\.self), ["hybrid", "postcopy"]))
         func memoryThatIsPrivateAtBothEndsFollows(program: String, mode: String) async throws {
             // No room for a file.
-            try await with(program, rate: 300_000_000, ramDirectory: "/proc") { source, destination in
+            try await with(program, rate: 300_000_000, ramDirectory: "/proc", recordMs: 0) { source, destination in
                 let job = try await move(source, to: destination, ["--mode", mode])
                 #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
                 let pull = try #require(job.summary?.pull)
@@ -123,7 +124,9 @@ extension RealGuests {
             let adopts = mode == "hybrid"
             var workload = FaultStage.workload
             workload.ram = adopts ? .plain : .anonymous
-            try await with(program, rate: 1_000_000_000, workload, adopts: adopts) { source, destination in
+            try await with(
+                program, rate: 1_000_000_000, workload, adopts: adopts, recordMs: 0
+            ) { source, destination in
                 let job = try await move(source, to: destination, ["--mode", mode])
                 #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
                 let pull = try #require(job.summary?.pull)
@@ -137,6 +140,28 @@ extension RealGuests {
                 try await expectProof(at: destination)
                 #expect(try await userfaultfds(in: destination) == 0)
                 #expect(!destination.machineFiles().contains { $0.contains("pull.") || $0.contains("journal") })
+            }
+        }
+
+        /// By the stream port too memory travels before the guest does, and what the guest wrote last comes first.
+        @Test(.timeLimit(.minutes(4)), arguments: [QemuProgram.installed, QemuProgram.newer].compactMap(\.self))
+        func privateMemoryTravelsBeforeItsGuest(program: String) async throws {
+            // So much travels in the time for a record, and so much does not.
+            for (rate, isAll) in [(1_000_000_000 as UInt64, true), (200_000_000, false)] {
+                try await with(program, rate: rate, FaultStage.privateMemory, recordMs: 1000) { source, destination in
+                    let job = try await move(source, to: destination, ["--mode", "postcopy"])
+                    #expect(job.phase == .completed && job.summary?.port == .stream, "\(job)")
+                    let pull = try #require(job.summary?.pull)
+                    let prefetch = try #require(pull.prefetch)
+                    print("private, \(rate) b/s: \(job.summary?.downtimeMs ?? -1) ms down, \(pull)")
+                    #expect(isAll ? pull.missingPages < 10_000 : pull.missingPages > 10_000)
+                    #expect(pull.faultedPages + pull.pushedPages == pull.missingPages)
+                    #expect(prefetch.recordPages > 0 && prefetch.recordPages < 10_000, "\(prefetch)")
+                    // Nothing but what was written is missing, so all of it is recorded.
+                    #expect(!isAll || prefetch.restPages <= pull.missingPages / 10, "\(prefetch)")
+                    try await expectProof(at: destination)
+                    #expect(try await userfaultfds(in: destination) == 0)
+                }
             }
         }
     }

@@ -29,8 +29,10 @@ extension RealGuests {
         }
 
         /// Nothing is left behind, and no page is lost.
-        @Test(.timeLimit(.minutes(3))) func anEndInTheWindowHarmsNothing() async throws {
-            try await FaultStage.with(mode: .postcopy, recordMs: 5000) { stage in
+        @Test(.timeLimit(.minutes(3)), arguments: [ApusPeer.Port.direct, .stream])
+        func anEndInTheWindowHarmsNothing(port: ApusPeer.Port) async throws {
+            let workload = port == .stream ? FaultStage.privateMemory : FaultStage.workload
+            try await FaultStage.with(port: port, mode: .postcopy, workload: workload, recordMs: 5000) { stage in
                 try await fault("kill -9 source agent", "while use is recorded") {
                     let job = try await stage.beginRecord()
                     try await stage.source.kill()
@@ -48,6 +50,7 @@ extension RealGuests {
                     let ended = try await stage.settle(job, .completed, moved: true)
                     let record = try #require(ended.summary?.pull?.prefetch)
                     #expect(record.recordMs < 5000 && record.recordPages > 100 && record.recordedPages > 0, "\(record)")
+                    #expect((record.recordMs > 0) == (port == .direct), "\(record)")
                     return ended
                 }
                 try await fault("kill -9 source QEMU", "while use is recorded") {

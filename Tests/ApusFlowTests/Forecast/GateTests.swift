@@ -58,6 +58,25 @@ import Testing
         #expect(!gate.mustHandOver(elapsedMs: 9_900))
     }
 
+    @Test("where the rest is fetched it moves when a round makes nothing less, or when it is time; once")
+    func followed() {
+        func opens(rounds: [Double], atMs: Double, latestMs: Double) -> [Bool] {
+            var gate = SwitchGate(maxDowntimeMs: 300)
+            return rounds.enumerated().map { index, megabytes in
+                var sample = GateSample()
+                (sample.round, sample.remainingBytes) = (index + 1, megabytes * 1e6)
+                (sample.elapsedMs, sample.linkBytesPerS) = (Double(index) * atMs, 125e6)
+                #expect(gate.decide(sample) == .wait)
+                return gate.opensToFollow(elapsedMs: sample.elapsedMs, latestMs: latestMs)
+            }
+        }
+        #expect(opens(rounds: [900, 600, 400, 390, 390], atMs: 10, latestMs: .infinity) == [false, false, false, true, false])
+        #expect(opens(rounds: [900, 900], atMs: 10, latestMs: .infinity) == [false, true])
+        #expect(opens(rounds: [900, 600, 400, 200, 100], atMs: 1000, latestMs: 2000) == [false, false, true, false, false])
+        // The first pass alone takes longer.
+        #expect(opens(rounds: [900], atMs: 0, latestMs: 0) == [true])
+    }
+
     @Test("with nothing allowed it is refused after the patience, not before") func refused() throws {
         let ladder = Ladder(patienceMs: 5_000)
         let end = try #require(GateWorld(guest(16_384, writesPerS: 85_000), ladder).run())

@@ -116,6 +116,12 @@ final class FaultStage {
         return workload
     }
 
+    static var privateMemory: Workload {
+        var workload = workload
+        workload.ram = .anonymous
+        return workload
+    }
+
     /// A new guest on agent `here`.
     func boot() async throws {
         let image = try GuestImage.find()

@@ -114,7 +114,7 @@ extension RealGuests {
         /// find it again.
         @Test(.timeLimit(.minutes(3))) func privatePagesFollowAllTheSame() async throws {
             // No room for a file.
-            try await FaultStage.with(port: .stream, mode: .postcopy, ramDirectory: "/proc") { stage in
+            try await FaultStage.with(port: .stream, mode: .postcopy, ramDirectory: "/proc", recordMs: 0) { stage in
                 try await pull("kill -9 source agent, private memory", stage) {
                     try await stage.source.kill()
                     try await ContinuousClock().sleep(for: .seconds(1))
@@ -133,7 +133,9 @@ extension RealGuests {
 
         /// With its QEMU private memory is gone, whoever still runs.
         @Test(.timeLimit(.minutes(3))) func privatePagesEndWithTheirQemu() async throws {
-            try await FaultStage.with(port: .stream, mode: .postcopy, workload: Self.privateMemory) { stage in
+            try await FaultStage.with(
+                port: .stream, mode: .postcopy, workload: FaultStage.privateMemory, recordMs: 0
+            ) { stage in
                 // The destination has loaded everything but these pages: it may not have the VM.
                 for moment in [FaultMoment.stopped, .prepared] {
                     try await fault("kill -9 source QEMU, private memory", moment) {
@@ -159,12 +161,6 @@ extension RealGuests {
                     return try await expectLostPages(job, stage)
                 }
             }
-        }
-
-        private static var privateMemory: Workload {
-            var workload = FaultStage.workload
-            workload.ram = .anonymous
-            return workload
         }
 
         /// The source's job is lost, the destination's says so and waits for a person, who gives the VM up.
