@@ -70,9 +70,13 @@ import Testing
                 return gate.opensToFollow(elapsedMs: sample.elapsedMs, latestMs: latestMs)
             }
         }
-        #expect(opens(rounds: [900, 600, 400, 390, 390], atMs: 10, latestMs: .infinity) == [false, false, false, true, false])
+        #expect(
+            opens(rounds: [900, 600, 400, 390, 390], atMs: 10, latestMs: .infinity) == [
+                false, false, false, true, false,
+            ])
         #expect(opens(rounds: [900, 900], atMs: 10, latestMs: .infinity) == [false, true])
-        #expect(opens(rounds: [900, 600, 400, 200, 100], atMs: 1000, latestMs: 2000) == [false, false, true, false, false])
+        #expect(
+            opens(rounds: [900, 600, 400, 200, 100], atMs: 1000, latestMs: 2000) == [false, false, true, false, false])
         // The first pass alone takes longer.
         #expect(opens(rounds: [900], atMs: 0, latestMs: 0) == [true])
     }
