@@ -33,7 +33,7 @@ public final class PullDestination: Sendable {
     private let pager: Pager
     private let words: WordFile
     private let report: @Sendable (PullEvent) -> Void
-    private let armed: @Sendable () -> Void
+    private let reached: (@Sendable (PullStep) -> Void)?
     private let waited: @Sendable (UInt64) -> Void
     private let content = Monitor(PullState())
     private let isOver = Atomic(false)
@@ -53,12 +53,12 @@ public final class PullDestination: Sendable {
     ///   - layout: the blocks that the source owns.
     ///   - pager: its areas are these blocks, in order.
     ///   - words: of ``wordCount(_:)``.
-    ///   - armed: called once at the flip, when touches of missing pages are told and nothing is missing yet; may block.
+    ///   - reached: called at each of these steps; may block. nil: nobody wants to know.
     ///   - waited: told for each touch of a missing page how long it waited, nanoseconds; called from any thread; must not
     ///     block.
     ///   - report: called from any thread; must not block.
     public init(
-        layout: Layout, pager: Pager, words: WordFile, armed: @escaping @Sendable () -> Void = {},
+        layout: Layout, pager: Pager, words: WordFile, reached: (@Sendable (PullStep) -> Void)? = nil,
         waited: @escaping @Sendable (_ ns: UInt64) -> Void,
         report: @escaping @Sendable (PullEvent) -> Void
     ) {
@@ -66,7 +66,7 @@ public final class PullDestination: Sendable {
         self.layout = layout
         self.pager = pager
         self.words = words
-        self.armed = armed
+        self.reached = reached
         self.waited = waited
         self.report = report
     }
@@ -82,7 +82,7 @@ public final class PullDestination: Sendable {
         do throws(InjectionError) { try pager.arm() } catch {
             throw FlowFailure("pager", "Missing pages of the VM could not be watched: \(error).")
         }
-        armed()
+        reached?(.armed)
         try empty(missing, ports)
         watchUse(ports)
         try begin(missing)
@@ -332,8 +332,10 @@ public final class PullDestination: Sendable {
             let part = bytes?.extracting(from..<from + byteCount)
             if let filler {
                 try filler.fill(at: offset, part, byteCount: byteCount)
+                reached?(.filled)
                 // Whoever begins to wait after this was settled is told of as a page that is not missing, and is let go on.
                 settle(page, run.count, way)
+                reached?(.settled)
                 pager.wake(index, at: offset, byteCount: byteCount)
                 continue
             }

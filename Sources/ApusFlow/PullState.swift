@@ -7,6 +7,16 @@ enum PullWay: Equatable {
     case pushed(isForeseen: Bool)
 }
 
+/// Between these an agent may end, and its successor must find a state that it can go on from.
+public enum PullStep: Sendable {
+    /// Touches of missing pages are told, and nothing is missing yet.
+    case armed
+    /// Pushed pages are in the file; they still count as missing.
+    case filled
+    /// They are no longer missing; who waits for one has not been woken.
+    case settled
+}
+
 /// What a ``PullDestination`` knows at one moment.
 struct PullState: Sendable {
     struct Waiting: Sendable {

@@ -100,7 +100,7 @@ extension IncomingMigration {
             guard let words else { throw SystemError("open", code: 2) }
             return PullDestination(
                 layout: layout, pager: pager, words: words,
-                armed: { rehearsal?.hold("destination", beforeStep: "emptyMemory") },
+                reached: rehearsal?.holdAtSteps("destination"),
                 waited: { latencies.add(ns: $0) }, report: report)
         }
         expectPull(token)

@@ -1,3 +1,4 @@
+import ApusFlow
 import ApusSystem
 import Foundation
 import Logging
@@ -6,39 +7,56 @@ import Logging
 ///
 /// `APUS_REHEARSE=source:record-committed=2000` holds the source's session for 2 s before it records its commit, and
 /// leaves a file `rehearsal-source-record-committed` in the run directory when it gets there. Only tests set it; without
-/// it nothing happens.
+/// it nothing happens. `destination:settlePushed@400=2000` holds it the four hundredth time that it gets there.
 struct Rehearsal: Sendable {
     private let role: String
     private let point: String
     private let ms: Double
     private let runDirectory: String
-    /// Once in the agent's life: what is repeated until it is answered must not be held again and again.
-    private let isSpent = Monitor(false)
+    /// How often it must still get there. It is held once in the agent's life: what is repeated until it is answered must not
+    /// be held again and again.
+    private let timesLeft: Monitor<Int>
 
     /// - Parameter environment: the agent's.
     init?(_ environment: [String: String] = ProcessInfo.processInfo.environment, runDirectory: String) {
         guard let text = environment["APUS_REHEARSE"] else { return nil }
         let parts = text.split(whereSeparator: { ":=".contains($0) }).map(String.init)
         guard parts.count == 3, let ms = Double(parts[2]) else { return nil }
+        let (point, times) = (parts[1].prefix { $0 != "@" }, parts[1].drop { $0 != "@" }.dropFirst())
         role = parts[0]
-        point = parts[1]
+        self.point = String(point)
+        timesLeft = Monitor(Int(times) ?? 1)
         self.ms = ms
         self.runDirectory = runDirectory
     }
 
     func hold(_ role: String, before point: String) async {
         guard role == self.role, point == self.point else { return }
-        let isFirst = isSpent.update { spent in
-            defer { spent = true }
-            return !spent
+        let isDue = timesLeft.update { left in
+            left -= 1
+            return left == 0
         }
-        guard isFirst else { return }
+        guard isDue else { return }
         _ = FileManager.default.createFile(atPath: "\(runDirectory)/rehearsal-\(role)-\(point)", contents: nil)
         try? await Task.sleep(for: .milliseconds(ms))
     }
 
     /// The same for a step of a thread that may block.
     func hold(_ role: String, beforeStep point: String) { try? blocking { await hold(role, before: point) } }
+
+    /// The same for the steps of a page's coming.
+    func holdAtSteps(_ role: String) -> @Sendable (PullStep) -> Void { { hold(role, beforeStep: $0.next) } }
+}
+
+extension PullStep {
+    /// What comes next, by its name in a rehearsal.
+    var next: String {
+        switch self {
+        case .armed: "emptyMemory"
+        case .filled: "settlePushed"
+        case .settled: "wakePushed"
+        }
+    }
 }
 
 extension SourceAction {

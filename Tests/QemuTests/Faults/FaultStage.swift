@@ -145,7 +145,7 @@ final class FaultStage {
     func rehearse(source sourcePoint: String? = nil, destination destinationPoint: String? = nil) async throws {
         for (index, role, point) in [(here, "source", sourcePoint), (1 - here, "destination", destinationPoint)] {
             let environment = point.map { ["APUS_REHEARSE": "\(role):\($0)"] } ?? [:]
-            if let point { agents[index].forgetHold(at: "\(role):\(point.prefix { $0 != "=" })") }
+            if let point { agents[index].forgetHold(at: "\(role):\(Self.name(ofPoint: point))") }
             guard environment != environments[index] || agents[index].process.status != nil else { continue }
             environments[index] = environment
             await agents[index].process.stop(graceSeconds: 10)
@@ -179,6 +179,10 @@ final class FaultStage {
         }
     }
 
+    /// Without which time it is, and for how long.
+    private static func name(ofPoint point: String) -> String { String(point.prefix { !"@=".contains($0) }) }
+
+    /// - Parameter point: `ROLE:POINT`, or `ROLE:POINT@TIME`.
     func begin(heldAt point: String, holdMs: Int) async throws -> JobStatus {
         let words = point.split(separator: ":")
         let action = "\(words[1])=\(holdMs)"
@@ -188,7 +192,7 @@ final class FaultStage {
         let agent = isSource ? source : destination
         do {
             try await wait(for: "the session to be held at \(point)", seconds: 30) {
-                agent.isHeld(at: point) ? true : nil
+                agent.isHeld(at: Self.name(ofPoint: point)) ? true : nil
             }
         } catch {
             if let now = try? await source.job(job.id) { Issue.record("\(FaultStage.told(now))") }
