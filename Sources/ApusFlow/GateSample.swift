@@ -26,6 +26,9 @@ public struct GateSample: Sendable, Equatable {
     public var savedBytes: Double = 0
     /// Between the end of this round and the guest's stop; it goes on writing.
     public var noticeMs: Double = 0
+    /// QEMU makes the rounds and chooses the moment of the stop, which nobody knows beforehand. Its rounds go on until then, and
+    /// take what the guest writes within the notice; one that was slowed down is as slow as can be by then.
+    public var qemuStops = false
     /// When the guest is to stand still, so that its pause has begun before it is stopped.
     public var standing = Standing.no
     /// Guest memory that does not travel before the stop, in bytes; a part of `remainingBytes`.
@@ -54,6 +57,18 @@ extension GateSample {
     /// From the end of the last round to the stop, of vCPUs that stand: QEMU waits for them when it stops them.
     static func stopMs(noticeMs: Double) -> Double { noticeMs + Brake.periodMs / 2 }
 
+    /// Its vCPUs can be made to stand still before QEMU stops them.
+    func mayStand(_ gate: SwitchGate) -> Bool { canSlowDown && gate.mayStand && !qemuStops }
+    /// What the guest goes on writing for after a round, of which no other round takes a part.
+    var unsentMs: Double { qemuStops ? 0 : noticeMs }
+    /// The same moment with nothing left to send.
+    var withNothingLeft: GateSample {
+        var sample = self
+        (sample.remainingBytes, sample.closedBytes, sample.doubtBytes, sample.heldBytes) = (0, 0, 0, 0)
+        (sample.dirtyBytesPerS, sample.standing) = (0, .no)
+        return sample
+    }
+
     /// What will be left when this round's pages are out and QEMU has stopped the guest. Link and ratio must be known.
     ///
     /// - Parameters:
@@ -66,8 +81,8 @@ extension GateSample {
         let pageBytes = Double(Limits.pageBytes)
         let pageMs = pageBytes * ratio / max(linkBytesPerS, 1) * 1000
         let sendMs = readyPages * pageMs
-        let stands = canSlowDown && gate.letsStand(noticeMs: closing.noticeMs, pageMs: pageMs)
-        noticeMs = closing.noticeMs
+        (noticeMs, qemuStops) = (closing.noticeMs, closing.qemuStops)
+        let stands = mayStand(gate) && gate.letsStand(noticeMs: noticeMs, pageMs: pageMs)
         let stopMs = Self.stopMs(noticeMs: noticeMs)
         standing = stands ? .afterRound(ms: stopMs) : .no
         let spanMs = stands ? sendMs : sendMs + noticeMs
@@ -86,7 +101,7 @@ extension GateSample {
                     running: 1 - gate.slowed)
             closedBytes = max(written - left, 0) * pageBytes
         }
-        guard canSlowDown, gate.mayStand else { return }
+        guard mayStand(gate) else { return }
         // This round's pages are known, what it writes meanwhile is not. One that was slowed down may be late with its work, and
         // writes as fast as it can whenever it runs.
         var through = self

@@ -34,8 +34,8 @@ public struct Ladder: Sendable, Equatable {
 
     /// Where the agents own the memory.
     public static let handOverMs = 1_000.0
-    /// Shares of the time that vCPUs may be made to stand still.
-    static let shares = [0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, Brake.hardest]
+    /// Shares of the time that vCPUs may be made to stand still: each leaves them some 0.7 of what the one before it does.
+    static let shares = [0.2, 0.35, 0.5, 0.65, 0.75, 0.82, 0.875, 0.91, 0.935, 0.955, 0.97, Brake.hardest]
 }
 
 /// What keeps a guest from being moved, in numbers.

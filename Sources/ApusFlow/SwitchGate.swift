@@ -164,11 +164,14 @@ public struct SwitchGate: Sendable {
     /// - Parameters:
     ///   - noticeMs: so long it takes QEMU.
     ///   - pageMs: the link's time for a page.
-    public func letsStand(noticeMs: Double, pageMs: Double) -> Bool {
-        guard mayStand, let pages = expectedPages(inMs: noticeMs) else { return false }
+    func letsStand(noticeMs: Double, pageMs: Double) -> Bool {
+        guard let pages = expectedPages(inMs: noticeMs) else { return false }
         return pages * pageMs > noticeMs
     }
     var mayStand: Bool { ladder.slowsDown }
+
+    /// The pause of a guest that QEMU stops because next to nothing is left.
+    public func leastDowntimeMs(_ sample: GateSample) -> Double { forecast(sample.withNothingLeft).downtimeMs }
 
     /// What it would take.
     public func shortfall(_ sample: GateSample) -> Shortfall {
@@ -203,6 +206,8 @@ public struct SwitchGate: Sendable {
         hopelessSinceMs = nil
         if isWorthWaiting(sample) { return .wait }
         isOpen = true
+        // It is as slow as can be until QEMU has chosen its moment.
+        if sample.qemuStops, slowed > 0 { slowed = Brake.hardest }
         return .open
     }
 
@@ -298,7 +303,7 @@ public struct SwitchGate: Sendable {
         guard let curve else { return nil }
         let pageMs = sample.ratio * 4096 / max(sample.linkBytesPerS, 1) * 1000
         return curve.settleMs(
-            from: max(sample.remainingBytes / 4096, 1), pageMs: pageMs, noticeMs: sample.noticeMs, running: 1 - share,
+            from: max(sample.remainingBytes / 4096, 1), pageMs: pageMs, noticeMs: sample.unsentMs, running: 1 - share,
             freeMs: freeMs(sample, share))
     }
 
@@ -306,7 +311,7 @@ public struct SwitchGate: Sendable {
     private func freeMs(_ sample: GateSample, _ share: Double) -> Double {
         let leastMs = Self.leastMs(fixedMs: fixedMs, linkBytesPerS: sample.linkBytesPerS)
         let freeMs = maxDowntimeMs - leastMs - Self.fixedDoubtMs
-        guard share > 0 else { return freeMs / (1 + doubt) }
+        guard share > 0, !sample.qemuStops else { return freeMs / (1 + doubt) }
         return (freeMs - Brake.periodMs) / Self.throughRoundDoubt - GateSample.stopMs(noticeMs: sample.noticeMs)
     }
 }

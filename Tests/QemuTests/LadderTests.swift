@@ -57,8 +57,28 @@ extension RealGuests {
                 )
                 #expect(summary.slowedTo.map { $0 < 0.9 } == true && (summary.slowedMs ?? 0) > 0, "\(summary)")
                 #expect(summary.downtimeMs.map { $0 <= Double(Self.maxDowntimeMs) } == true, "\(summary)")
+                #expect(summary.predictedDowntimeMs.map { $0 <= Double(Self.maxDowntimeMs) } == true, "\(summary)")
                 #expect(ended.notes.contains { $0.contains("slowed down") })
                 try await expectUntraced(stage.source)
+            }
+        }
+
+        /// It writes half as much, and must not be slowed down as if it wrote all the time.
+        @Test(.timeLimit(.minutes(3))) func itIsSlowedDownNoFurtherThanItTakes() async throws {
+            var busy = Self.writer
+            busy.pagesPerS = 9_000
+            try await FaultStage.with(port: .stream, workload: busy) { stage in
+                let job = try await move(stage, ["--allow", "throttle"])
+                let ended = try await stage.settle(job, .completed, moved: true, seconds: 60)
+                let summary = try #require(ended.summary)
+                print(
+                    "ladder | stream, half | \(summary.totalMs) ms, \(summary.downtimeMs ?? -1) ms down, "
+                        + "predicted \(summary.predictedDowntimeMs ?? -1), to \(summary.slowedTo ?? -1) | \(ended.notes)"
+                )
+                // A host that is busy lets it write less, so that it may need nothing.
+                #expect(summary.slowedTo.map { $0 > 0.025 } ?? true, "\(summary)")
+                #expect(summary.downtimeMs.map { $0 <= Double(Self.maxDowntimeMs) } == true, "\(summary)")
+                #expect(summary.predictedDowntimeMs != nil, "\(summary)")
             }
         }
 

@@ -336,6 +336,7 @@ actor OutgoingMigration {
                 if transfer != nil && !drainStops.takeOne() {
                     marks.stands = transfer?.brake?.standsSince
                     transfer?.brake?.release()
+                    foretellUnaskedStop()
                     post(.qemuStopped)
                 }
             case .migration(.completed):

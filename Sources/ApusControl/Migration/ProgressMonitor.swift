@@ -78,7 +78,8 @@ struct ProgressMonitor: Sendable {
     private var roundStartStoppedNs: UInt64 = 0
     private var lastRoundMs = 0.0
     private var dirtyBytesPerS = 0.0
-    private var streamShortfall: Shortfall?
+    /// The latest of a guest that goes by the stream port.
+    private var streamSample: GateSample?
     private var confirmed: (bytes: UInt64, ns: UInt64) = (0, 0)
     private(set) var stalledMs = 0.0
     private(set) var sample = FlowSample()
@@ -146,7 +147,7 @@ struct ProgressMonitor: Sendable {
         gateSample.ratio = ratio
         gateSample.unconfirmedBytes = Double(flow.unconfirmedBytes)
         gateSample.savedBytes = Double(flow.plainBytes) - Double(flow.wireBytes)
-        gateSample.noticeMs = Self.noticeMs
+        (gateSample.noticeMs, gateSample.qemuStops) = (Self.noticeMs, true)
         let expected = gate.expectedPages(inMs: gateSample.roundMs + Self.noticeMs) ?? 0
         gateSample.doubtBytes = min(expected * 4096, Double(ram.total)) * gate.doubt
         gateSample.canSlowDown = pedal.canSlowDown
@@ -165,13 +166,14 @@ struct ProgressMonitor: Sendable {
         {
             decision = .open
         }
-        let shortfall = gate.shortfall(gateSample)
-        streamShortfall = shortfall
-        return decision == .wait ? nil : (decision, shortfall)
+        streamSample = gateSample
+        return decision == .wait ? nil : (decision, gate.shortfall(gateSample))
     }
 
     /// What keeps the guest from being stopped; nil: nobody has looked yet.
-    var shortfall: Shortfall? { sample.rounds.map(\.shortfall) ?? streamShortfall }
+    var shortfall: Shortfall? { sample.rounds.map(\.shortfall) ?? streamSample.map(gate.shortfall) }
+    /// The pause of a guest that QEMU stops before the gate says so; nil: nobody has looked yet.
+    var leastDowntimeMs: Double? { streamSample.map(gate.leastDowntimeMs) }
     /// What the guest was seen to write.
     var history: WorkingSetHistory { sample.rounds?.history ?? gate.history }
     var curve: WorkingSet? { sample.rounds.map(\.curve) ?? gate.curve }

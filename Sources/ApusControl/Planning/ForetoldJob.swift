@@ -102,6 +102,14 @@ extension OutgoingMigration {
     }
     private static var firstDataMs: Double { 400 }
 
+    /// QEMU stops a guest of which next to nothing is left, whatever it was told; it may do so before the gate has looked.
+    func foretellUnaskedStop() {
+        guard marks.predictedDowntimeMs == nil else { return }
+        let leastMs = monitor.leastDowntimeMs ?? prior.fixedDowntimeMs ?? SwitchGate.fixedMs
+        marks.predictedDowntimeMs = leastMs
+        if foretold.atGate == nil { foretellGate(downtimeMs: leastMs) }
+    }
+
     func foretellGate(downtimeMs: Double) {
         guard let sample = transfer?.flow.sample() else { return }
         let pagesMs = max(downtimeMs - (prior.fixedDowntimeMs ?? SwitchGate.fixedMs), 0)

@@ -44,11 +44,13 @@ public struct Closing: Sendable, Equatable, Codable {
     public var roundMs: Double?
     /// How long it is likely to take QEMU.
     public var noticeMs: Double
+    /// See ``GateSample/qemuStops``.
+    public var qemuStops = false
 
     /// QEMU sets up its migration, sends its small blocks and stops the guest.
     public static let direct = Closing(roundMs: 2, noticeMs: 8)
     /// QEMU compares what is left with its limit every 100 ms.
-    public static let stream = Closing(roundMs: nil, noticeMs: 50)
+    public static let stream = Closing(roundMs: nil, noticeMs: 50, qemuStops: true)
 }
 
 /// What becomes of a migration, before it is made.

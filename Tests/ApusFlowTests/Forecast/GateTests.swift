@@ -42,6 +42,30 @@ import Testing
         #expect(climbed.rungs > 1 && climbed.ms > end.ms, "\(climbed) \(end)")
     }
 
+    @Test(
+        "a guest that QEMU stops is slowed down no further than rounds need", arguments: [0.15, 0.25, 0.35, 0.55, 1.0])
+    func slowedAsFarAsNeeded(busyShare: Double) throws {
+        // Three times what the link carries; QEMU looks every 100 ms, and its rounds go on meanwhile.
+        var world = GateWorld(guest(6_100, writesPerS: 19_700), maxDowntimeMs: 255, Self.all)
+        (world.pages, world.pageMs, world.noticeMs, world.qemuStops) = (12_000, 0.16, 100, true)
+        world.demand = CPUDemand(share: busyShare)
+        let end = try #require(world.run())
+        #expect(end.decision == .open && end.rungs == 1 && end.pauseMs <= 255, "\(end)")
+        // Of its work a quarter is what the rounds can follow.
+        let progress = world.demand.progress(running: 1 - end.slowed)
+        #expect((0.1...0.26).contains(progress), "\(end), \(progress)")
+    }
+
+    @Test("what QEMU stops because nothing is left is foretold without pages") func nothingLeft() {
+        var sample = GateSample()
+        (sample.linkBytesPerS, sample.unconfirmedBytes) = (25e6, 250_000)
+        (sample.remainingBytes, sample.doubtBytes, sample.dirtyBytesPerS, sample.roundMs) = (5e6, 1e6, 20e6, 300)
+        let gate = SwitchGate(maxDowntimeMs: 300)
+        // Ten for what is on its way, six for the devices.
+        #expect(abs(gate.leastDowntimeMs(sample) - (SwitchGate.fixedMs + 16)) < 0.01)
+        #expect(gate.forecast(sample).downtimeMs > 400)
+    }
+
     @Test("where nobody can slow it down it is handed over") func handedOver() throws {
         var world = GateWorld(guest(16_384, writesPerS: 85_000), Self.all)
         world.canSlowDown = false

@@ -33,7 +33,9 @@ struct GateWorld {
         var rungs: Int
     }
 
-    private static let noticeMs = 8.0
+    var noticeMs = 8.0
+    /// QEMU makes the rounds: they go on within the notice, while the guest is as slow as can be.
+    var qemuStops = false
     /// A guest without a way is looked at again after this.
     private static let steadyMs = 500.0
     private static let limitMs = 3_600_000.0
@@ -61,9 +63,9 @@ struct GateWorld {
             sample.elapsedMs = ms
             sample.round = round
             sample.linkBytesPerS = 4096 / pageMs * 1000
-            sample.noticeMs = Self.noticeMs
+            (sample.noticeMs, sample.qemuStops) = (noticeMs, qemuStops)
             sample.canSlowDown = canSlowDown
-            let expected = gate.expectedPages(inMs: written * pageMs + Self.noticeMs) ?? written
+            let expected = gate.expectedPages(inMs: written * pageMs + (qemuStops ? 0 : noticeMs)) ?? written
             sample.remainingBytes = expected * 4096
             sample.doubtBytes = expected * gate.doubt * 4096
             sample.dirtyBytesPerS = written / spanMs * 1000 * 4096
@@ -75,7 +77,7 @@ struct GateWorld {
             case .slowDown(let share): (slowed, rungs) = (max(slowed, share), rungs + 1)
             case .open, .handOver, .refuse:
                 let ran = demand.progress(running: 1 - slowed) * speed(ms)
-                let last = guest.dirtied(inMs: (left * pageMs + Self.noticeMs) * ran)
+                let last = guest.dirtied(inMs: (left * pageMs + (qemuStops ? 0 : noticeMs)) * ran)
                 return End(
                     decision: decision, ms: ms, rounds: round,
                     pauseMs: last * pageMs + SwitchGate.fixedMs + SwitchGate.deviceBytes / sample.linkBytesPerS * 1000,
