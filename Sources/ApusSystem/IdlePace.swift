@@ -12,11 +12,14 @@ public struct IdlePace: Sendable {
     private static let quietShare = 0.1
     private var workedNs = Instant.threadCPUNs()
     private var waitedNs = Instant.threadQueuedNs()
+    private let until: Instant?
 
-    public init() {}
+    /// - Parameter until: from then on the work is due, whoever wants the CPU; nil: it is never.
+    public init(until: Instant? = nil) { self.until = until }
 
     /// To be called by the thread itself after each piece of work of a millisecond or so.
     public mutating func giveWay() {
+        if let until, Instant.now() >= until { return }
         let (worked, waited) = (Instant.threadCPUNs(), Instant.threadQueuedNs())
         let pauseMs = Self.pauseMs(workedNs: worked &- workedNs, waitedNs: waited &- waitedNs)
         if pauseMs > 0 { pause(ms: pauseMs) }

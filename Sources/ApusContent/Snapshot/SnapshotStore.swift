@@ -249,6 +249,8 @@ public enum StoreError: Error, Sendable, Equatable, CustomStringConvertible {
     case noRoom(SystemError)
     case noMemory
     case disk(SystemError)
+    /// A VM's RAM was kept for it as long as it may be.
+    case tooSlow(seconds: Double)
 
     init(_ error: SystemError) {
         if error.isNoRoom { self = .noRoom(error) } else { self = error.isExhaustion ? .noMemory : .disk(error) }
@@ -263,6 +265,8 @@ public enum StoreError: Error, Sendable, Equatable, CustomStringConvertible {
             "The content store may take \(bytesMax) bytes, and this snapshot alone needs more; raise the cap."
         case .noRoom(let error):
             "There is no room for the content store (\(error)); free some, or lower the store's cap."
+        case .tooSlow(let seconds):
+            "It could not be written within \(Int(seconds.rounded())) s (content.keepS), for this host is busy, or its disk is slow."
         case .noMemory: "There is no memory for the content store's index."
         case .disk(let error): "The content store's disk fails (\(error))."
         }

@@ -59,6 +59,8 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         public var indexMBps: Double = 200
         /// Cap of the store of memory images that VMs leave when they go, in MiB; 0: nothing is kept.
         public var storeMiB: Int = 4096
+        /// For how long a VM that has left may keep its RAM here until that is written, in seconds.
+        public var keepS: Double = 300
         /// A file with a secret of 16 bytes at least; nil: this agent makes one of its own.
         public var keyFile: String?
         /// Trust domains of VMs, by name; others are in `default`. Content of two domains is never matched.

@@ -104,6 +104,7 @@ extension AgentConfig.Content {
         try reader.take("indexMiB", into: &indexMiB)
         try reader.take("indexMBps", into: &indexMBps)
         try reader.take("storeMiB", into: &storeMiB)
+        try reader.take("keepS", into: &keepS)
         try reader.take("keyFile", into: &keyFile)
         try reader.take("domains", into: &domains)
         try reader.finish()
@@ -126,6 +127,7 @@ extension AgentConfig {
     public static let indexMiBMax = 16 << 10
     /// 16 TiB, as many segments as a store can number.
     public static let storeMiBMax = 1 << 24
+    public static let keepSMax = 86_400.0
 
     /// - Throws: `Problem` `config-invalid`, `address-invalid`.
     public func validate() throws(Problem) {
@@ -170,6 +172,11 @@ extension AgentConfig {
             throw Problem(
                 "config-invalid",
                 "content.storeMiB is \(content.storeMiB); it can be 0 (nothing is kept) to \(Self.storeMiBMax).")
+        }
+        guard (1...Self.keepSMax).contains(content.keepS) else {
+            throw Problem(
+                "config-invalid", "content.keepS is \(content.keepS); it can be 1 to \(Int(Self.keepSMax)) seconds.",
+                advice: "To keep nothing, set content.storeMiB to 0.")
         }
         if let keyFile = content.keyFile, !keyFile.hasPrefix("/") {
             throw Problem("config-invalid", "content.keyFile is \"\(keyFile)\"; it must be an absolute path.")

@@ -47,7 +47,9 @@ final class ContentDesk: Sendable {
         secret = Self.secret(config.content, folder)
         store =
             config.content.storeMiB > 0
-            ? ImageStore(path: folder + "/store", bytesMax: UInt64(config.content.storeMiB) << 20, logger) : nil
+            ? ImageStore(
+                path: folder + "/store", bytesMax: UInt64(config.content.storeMiB) << 20,
+                keepMs: config.content.keepS * 1000, logger) : nil
     }
 
     // MARK: Keys

@@ -10,11 +10,13 @@ import Synchronization
 ///
 /// ```
 ///   VM has left -- keep --> queued (its RAM stays) --> writing --> complete; its RAM goes
-///                              `-- too many, no room, disk error: given up, said in the log and in `apus store show`
+///                              `-- too many, no room, disk error, time over: given up, said in the log and in `apus store show`
 /// ```
 final class ImageStore: Sendable {
     let path: String
     let bytesMax: UInt64
+    /// For so long the RAM of a VM that has left may stay; half of that time its writing gives way to whoever wants the CPU.
+    private let keepMs: Double
     private let logger: Logger
     private let store = Mutex<SnapshotStore?>(nil)
     private let state = Monitor(State())
@@ -23,6 +25,7 @@ final class ImageStore: Sendable {
         let vm: String
         let key: ContentKey
         let image: MemoryImage
+        let since = Instant.now()
     }
     private struct State: Sendable {
         /// The first is being written.
@@ -36,9 +39,10 @@ final class ImageStore: Sendable {
     /// Memory shrinks to a third at best, as a rule: what cannot fit must not push others out.
     private static let shrinkMax: UInt64 = 3
 
-    init(path: String, bytesMax: UInt64, _ logger: Logger) {
+    init(path: String, bytesMax: UInt64, keepMs: Double = AgentConfig.Content().keepS * 1000, _ logger: Logger) {
         self.path = path
         self.bytesMax = bytesMax
+        self.keepMs = keepMs
         self.logger = logger
     }
 
@@ -107,12 +111,13 @@ final class ImageStore: Sendable {
 
     private func write(_ job: Job) {
         let began = Instant.now()
-        var idle = IdlePace()
+        var idle = IdlePace(until: job.since.adding(ms: keepMs / 2))
         do throws(StoreError) {
             try open { (store) throws(StoreError) in
                 try store.begin(vm: job.vm, job.key, pageCount: job.image.pageCount)
             }
             try job.image.forEachRun(failed: { StoreError.disk($0) }) { (first, count, bytes) throws(StoreError) in
+                guard Instant.now().ms(since: job.since) < keepMs else { throw .tooSlow(seconds: keepMs / 1000) }
                 try open { (store) throws(StoreError) in
                     for index in 0..<count {
                         let at = index * Limits.pageBytes

@@ -115,6 +115,22 @@ import Testing
         #expect(store.writing.isEmpty)
     }
 
+    /// A disk or a host that is too slow must not keep the RAM of VMs that have left.
+    @Test func whatTakesTooLongIsGivenUp() throws {
+        let store = ImageStore(path: folder + "/slow", bytesMax: 1 << 30, keepMs: 0, logger)
+        let key = ContentKey(secret: [UInt8](repeating: 1, count: 32), domain: "")
+        #expect(store.keep("web", key, try image(pages: 2000)) == nil)
+        settle(store)
+        #expect(store.problem?.contains("of web was not kept") == true && store.problem?.contains("keepS") == true)
+        #expect(try store.contents().images.isEmpty)
+        #expect(store.writing.isEmpty, "its memory stays")
+        // The next one is none the worse for it.
+        let patient = try #require(desk().store)
+        #expect(patient.keep("web", key, try image(pages: 2000)) == nil)
+        settle(patient)
+        #expect(patient.problem == nil)
+    }
+
     // MARK: Asked by `apus plan`
 
     @Test func aSurveySaysWhatAMigrationWouldFind() throws {
