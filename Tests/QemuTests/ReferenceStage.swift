@@ -25,10 +25,10 @@ struct ReferenceStage {
     }
 
     static func agents(
-        in lab: Lab, rate: UInt64 = 1_000_000_000, _ change: (inout ApusPeer) -> Void = { _ in }
+        in lab: Lab, rate: UInt64 = 1_000_000_000, program: String? = nil, _ change: (inout ApusPeer) -> Void = { _ in }
     ) async throws -> ReferenceStage {
         let pair = try await HostPair.make(in: lab, rate: rate)
-        var peer = ApusPeer(program: ApusPeer.findProgram(), qemu: QemuProgram.installed)
+        var peer = ApusPeer(program: program ?? ApusPeer.findProgram(), qemu: QemuProgram.installed)
         peer.refers = true
         change(&peer)
         return ReferenceStage(
@@ -47,10 +47,10 @@ struct ReferenceStage {
 
     /// The guest runs, and its disk is indexed.
     static func start(
-        _ workload: Workload = workload, in lab: Lab, rate: UInt64 = 1_000_000_000,
+        _ workload: Workload = workload, in lab: Lab, rate: UInt64 = 1_000_000_000, program: String? = nil,
         _ change: (inout ApusPeer) -> Void = { _ in }
     ) async throws -> ReferenceStage {
-        let stage = try await agents(in: lab, rate: rate, change)
+        let stage = try await agents(in: lab, rate: rate, program: program, change)
         try await run(workload, vm, on: stage.source)
         try await stage.source.waitForIndexes()
         return stage

@@ -72,6 +72,43 @@ extension RealGuests {
             }
         }
 
+        /// The destination has another disk of the same size at the same path.
+        @Test(.timeLimit(.minutes(2))) func theDestinationHasAnotherImage() async throws {
+            try await Lab.with { lab in
+                let (here, there) = (lab.path("disk.img"), lab.path("other.img"))
+                for path in [here, there] {
+                    let noise = try #require(FileHandle(forReadingAtPath: "/dev/urandom"))
+                    try #require(try noise.read(upToCount: Self.cacheMiB << 20)).write(to: URL(fileURLWithPath: path))
+                    try noise.close()
+                }
+                var workload = ReferenceStage.workload
+                workload.pageCacheImage = here
+                let stage = try await ReferenceStage.start(
+                    workload, in: lab, program: try Self.program(thatSees: there, at: here, in: lab))
+                let job = try await stage.move(["--port", "direct", "--verify"])
+                #expect(job.phase == .completed && job.pages("disk") < Self.kernelPages, "\(job)")
+                #expect(job.notes.contains { $0.contains("travelled after all") }, "\(job)")
+                #expect(job.summary?.repairedPages == 0, "\(job)")
+                try await stage.destination.expectProof(of: Self.vm)
+            }
+        }
+
+        /// An `apus` whose agent at the destination, and its QEMUs, find another file there: what is mounted within a network
+        /// namespace is seen there alone.
+        private static func program(thatSees other: String, at path: String, in lab: Lab) throws -> String {
+            let apus = URL(fileURLWithPath: ApusPeer.findProgram()).path
+            let script = lab.path("apus-elsewhere")
+            let text = """
+                #!/bin/sh
+                case "$*" in "agent "*:4601" "*) mount --bind \(other) \(path) ;; esac
+                exec \(apus) "$@"
+
+                """
+            try text.write(toFile: script, atomically: true, encoding: .utf8)
+            try FileManager.default.setAttributes([.posixPermissions: 0o755], ofItemAtPath: script)
+            return script
+        }
+
         /// The VM moves; what it left is not kept, and the next one is as soon as there is room.
         @Test(.timeLimit(.minutes(3))) func theStoreHasNoRoom() async throws {
             try await Lab.with { lab in
