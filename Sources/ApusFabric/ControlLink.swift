@@ -135,13 +135,13 @@ public final class ControlLink: Sendable {
 
 /// The form of stream frames on the wire: device state is mostly zeros and text, and the guest stands still while it
 /// travels.
-enum StreamSqueezer {
-    static let byteCountMax = FrameHeader.lengthMax(of: .stream)
+public enum StreamSqueezer {
+    public static let byteCountMax = FrameHeader.lengthMax(of: .stream)
     /// Below this a frame costs more than its bytes.
     private static let byteCountMin = 512
 
     /// Fills `room` with the payload of a squeezed frame; nil: not smaller, or no stream frame.
-    static func squeeze(_ message: ControlLink.Message, into room: inout PageBuffer) -> Int? {
+    public static func squeeze(_ message: ControlLink.Message, into room: inout PageBuffer) -> Int? {
         guard message.kind == .stream, message.bytes.count >= byteCountMin else { return nil }
         let source = message.bytes.rawBytes
         guard let count = LZ4.squeeze(source, into: &room, at: 4, limit: source.byteCount * 7 / 8) else { return nil }
@@ -151,7 +151,7 @@ enum StreamSqueezer {
     }
 
     /// The message of a frame, as it was before it was squeezed.
-    static func message(
+    public static func message(
         _ frame: FrameHeader, _ payload: RawSpan, _ room: inout PageBuffer
     ) throws(FabricError) -> ControlLink.Message {
         guard frame.kind == .squeezedStream else {

@@ -21,6 +21,7 @@ public final class DestinationFlow: Sendable {
     private let report: @Sendable (DestinationFlowEvent) -> Void
     private let over = Monitor(false)
     private let fenceWait = Monitor<Double?>(nil)
+    private let lastWrite = Monitor(Instant.now())
     private let usedPorts = Monitor<[String: String]>([:])
 
     /// The control connection as the flow knows it.
@@ -74,7 +75,8 @@ public final class DestinationFlow: Sendable {
             else { return }
             var lane = ReceiveLane(
                 index: index, of: counters.count, connection, counters[index], state, feed, docks[index],
-                attempt: berth.attempt, linkLost: { [self] in loseLink($0) })
+                attempt: berth.attempt, pass: { [self] message throws(FlowFailure) in try pass(message) },
+                linkLost: { [self] in loseLink($0) })
             do throws(FlowFailure) { try lane.run(prologue, references) } catch { fail(error) }
         }
     }
@@ -87,7 +89,12 @@ public final class DestinationFlow: Sendable {
         docks[index].offer(OneShot(connection), socket, attempt: loss.attempt)
     }
 
-    /// A stream or layout frame from the control connection. Blocks until the fence it waits for is passed.
+    /// What lane 0 carries beside pages. Blocks until the fence it waits for is passed.
+    private func pass(_ message: ControlLink.Message) throws(FlowFailure) {
+        if message.kind == .residence { try learnResidence(message) } else { try writeStream(message) }
+    }
+
+    /// A stream or layout frame from the control connection, before any lane begins.
     ///
     /// - Parameter connection: 0 for the first, then what ``rest()`` gave; frames of another are dropped.
     public func receive(_ message: ControlLink.Message, on connection: Int = 0) {
@@ -100,10 +107,11 @@ public final class DestinationFlow: Sendable {
         defer { inflow.update { $0.isBusy = false } }
         do throws(FlowFailure) {
             switch message.kind {
-            case .stream: try writeStream(message)
+            case .stream:
+                try writeStream(message)
+                inflow.update { $0.streamBytes += UInt64(message.bytes.count) }
             case .layout: try learnLayout(message)
-            case .residence: try learnResidence(message)
-            case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end,
+            case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end, .residence,
                 .squeezedStream, .update, .patchable, .audit, .wanted, .reference, .referenceAnswer, .held:
                 throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
             }
@@ -158,6 +166,8 @@ public final class DestinationFlow: Sendable {
 
     /// How long the device state waited for the last pages; nil: it has not come.
     public var fenceMs: Double? { fenceWait.read { $0 } }
+    /// Since QEMU was given something of its stream.
+    public var sinceStreamMs: Double { Instant.now().ms(since: lastWrite.read { $0 }) }
     /// How each RAM block was filled: name -> `mapped`, `process`, `stream`.
     public var installed: [String: String] { usedPorts.read { $0 } }
 
@@ -170,7 +180,7 @@ public final class DestinationFlow: Sendable {
         do throws(SystemError) { try feed.write(message.bytes.rawBytes) } catch {
             throw FlowFailure("qemu-load", "The destination QEMU has closed its migration socket: \(error).")
         }
-        inflow.update { $0.streamBytes += UInt64(message.bytes.count) }
+        lastWrite.update { $0 = Instant.now() }
     }
 
     private func learnLayout(_ message: ControlLink.Message) throws(FlowFailure) {

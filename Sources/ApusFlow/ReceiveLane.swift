@@ -104,6 +104,9 @@ struct ReceiveLane: ~Copyable, Sendable {
     private let state: DestinationState
     private let feed: QemuFeed
     private let dock: LaneDock
+    /// What belongs between pages; may block.
+    private let pass: @Sendable (ControlLink.Message) throws(FlowFailure) -> Void
+    private var room = PageBuffer(byteCount: StreamSqueezer.byteCountMax)
     private let linkLost: @Sendable (Int) -> Void
     private var attempt: Int
     var sender: FrameSender
@@ -122,10 +125,12 @@ struct ReceiveLane: ~Copyable, Sendable {
     init(
         index: Int, of lanes: Int, _ connection: consuming Connection, _ counters: LaneCounters,
         _ state: DestinationState, _ feed: QemuFeed, _ dock: LaneDock, attempt: Int,
+        pass: @escaping @Sendable (ControlLink.Message) throws(FlowFailure) -> Void,
         linkLost: @escaping @Sendable (Int) -> Void
     ) {
         self.attempt = attempt
         self.dock = dock
+        self.pass = pass
         self.linkLost = linkLost
         share = LaneShare(lane: index, lanes: lanes)
         takesLines = connection.features.contains(.lines)
@@ -183,7 +188,7 @@ struct ReceiveLane: ~Copyable, Sendable {
             let frame = try receive()
             receivedBytes += UInt64(FrameHeader.byteCount + frame.length)
             counters.wireBytes.add(FrameHeader.byteCount + frame.length)
-            if state.isSealed && frame.kind != .end {
+            if state.isSealed && !frame.kind.mayFollowPages {
                 throw FlowFailure("peer", "The source sent pages behind its last fence.")
             }
             switch frame.kind {
@@ -204,14 +209,27 @@ struct ReceiveLane: ~Copyable, Sendable {
                 }
                 state.passed(frame.epoch, lane: share.lane)
                 try sendCredit()
+            case .stream, .squeezedStream, .residence:
+                try pass(try message(frame))
+                try applied()
             case .end:
                 return
-            case .hello, .welcome, .refusal, .control, .stream, .squeezedStream, .returnPath, .layout, .credit, .want,
-                .update, .patchable, .residence, .wanted, .referenceAnswer, .held:
+            case .hello, .welcome, .refusal, .control, .returnPath, .layout, .credit, .want,
+                .update, .patchable, .wanted, .referenceAnswer, .held:
                 throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(share.lane).")
             }
             counters.cpuNs.set(Instant.threadCPUNs())
         }
+    }
+
+    private mutating func message(_ frame: FrameHeader) throws(FlowFailure) -> ControlLink.Message {
+        do throws(FabricError) { return try Self.message(frame, receiver, &room) } catch { throw broken(error) }
+    }
+
+    private static func message(
+        _ frame: FrameHeader, _ receiver: borrowing FrameReceiver, _ room: inout PageBuffer
+    ) throws(FabricError) -> ControlLink.Message {
+        try StreamSqueezer.message(frame, receiver.payload, &room)
     }
 
     func broken(_ error: FabricError) -> FlowFailure {
@@ -307,6 +325,16 @@ struct ReceiveLane: ~Copyable, Sendable {
         _ sender: inout FrameSender, lane: UInt16, _ credit: borrowing PageBuffer
     ) throws(FabricError) {
         try sender.send(.credit, lane: lane, credit.bytes)
+    }
+}
+
+extension FrameKind {
+    /// Comes behind the last fence too: no page of the guest's is in it.
+    fileprivate var mayFollowPages: Bool {
+        switch self {
+        case .end, .stream, .squeezedStream: true
+        default: false
+        }
     }
 }
 

@@ -21,6 +21,7 @@ extension SendLane {
         creditedBytes = 0
         let guest = self.guest
         var pages = lost
+        passage.lose(applied: applied)
         let knows = encoder.resume(applied: applied) { Self.lose(&pages, guest, $0, $1) }
         references.lose { Self.lose(&pages, guest, $0, 1) }
         counters.waitingPages.set(0)

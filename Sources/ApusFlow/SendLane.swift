@@ -9,6 +9,8 @@ enum LaneItem: ~Copyable, Sendable {
     case batch(Batch)
     /// Everything before it is older than this epoch.
     case fence(UInt32)
+    /// What belongs between pages: pieces of QEMU's stream, and which pages stay.
+    case message(ControlLink.Message)
     /// Look at the dock, for there may be a new connection, and for credits.
     case wake
 }
@@ -59,6 +61,7 @@ struct SendLane: ~Copyable, Sendable {
     /// What was on its way when a connection was lost, until it is sent again.
     var lost: PageSet?
     var lostBatch: Batch?
+    var passage: Passage
     /// The last fence.
     private var fence: UInt32?
     var linesMayCome: Bool
@@ -94,6 +97,7 @@ struct SendLane: ~Copyable, Sendable {
         sender = connection.sender
         receiver = connection.receiver
         linesMayCome = features.contains(.lines)
+        passage = Passage(squeezes: features.contains(.lz4))
         encoder = LaneEncoder(
             LaneShare(lane: index, lanes: count),
             .init(
@@ -123,6 +127,7 @@ struct SendLane: ~Copyable, Sendable {
     private mutating func work() throws(FabricError) {
         try sendLost()
         if let fence { try pass(fence) }
+        try passDue()
         while let item = try receive() {
             switch consume item {
             case .batch(var batch):
@@ -140,6 +145,9 @@ struct SendLane: ~Copyable, Sendable {
             case .fence(let epoch):
                 fence = epoch
                 try pass(epoch)
+            case .message(let message):
+                passage.add(message)
+                try passDue()
             case .wake:
                 if dock.isOffered { throw .closed }
                 try collectCredits()
@@ -279,6 +287,7 @@ struct SendLane: ~Copyable, Sendable {
         guard bytes >= creditedBytes, bytes <= sentBytes, encoder.confirm(upTo: frames) else {
             throw .frame(.badPayload(.credit, "\(bytes) bytes of \(sentBytes) sent"))
         }
+        passage.confirm(upTo: frames)
         meter.credited(bytes - creditedBytes)
         creditedBytes = bytes
         counters.confirmedBytes.set(bytesBefore + bytes)

@@ -25,6 +25,7 @@ extension StreamSource {
                 part = .forwarded
             }
             forward(range)
+            if pending.count >= Self.streamFrameBytes { try flushPending() }
         }
     }
 

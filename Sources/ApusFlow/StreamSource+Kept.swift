@@ -64,8 +64,6 @@ extension StreamSource {
     /// Behind the fence: no lane writes into guest RAM any more when the destination empties these pages.
     mutating func announce(rest: PageSet) throws(FlowFailure) {
         try sendFence()
-        for piece in ResidencePayload.pieces(rest) where !control.send(.init(.residence, epoch: epoch, piece)) {
-            throw FlowFailure("link", "The control connection to the destination is closed.")
-        }
+        for piece in ResidencePayload.pieces(rest) { try pass(.init(.residence, epoch: epoch, piece)) }
     }
 }

@@ -3,18 +3,19 @@ internal import ApusMemory
 internal import ApusSystem
 internal import ApusWire
 
-/// The stream port of a source: reads what QEMU writes into the migration socket, gives pages to the lanes and
-/// everything else to the control connection. Runs on its own thread.
+/// The stream port of a source: reads what QEMU writes into the migration socket and gives pages to the lanes, and
+/// everything else to lane 0: its window is open when the guest stands still. Runs on its own thread.
 ///
 /// ```
-///   QEMU ==> reader --- pages, by page number ---> lane 0, lane 1 ...
-///                  `--- header, commands, block list, device state ---> control, epoch 0
-///                        `--- hot pages wait in HeldPages, until they cool or the guest is stopped
+///   QEMU ==> reader --- header, commands, block list ---> control, epoch 0; then the layout, with which lanes begin
+///                  |--- pages, by page number ---> lane 0, lane 1 ...
+///                  |      `--- hot pages wait in HeldPages, until they cool or the guest is stopped
+///                  `--- device state ---> lane 0
 ///   END of RAM:    lanes get fence 1;    what follows goes with epoch 1: written only when all lanes have passed it
 /// ```
 ///
 /// With a direct source what is used of QEMU's stream are the small blocks (ROMs) and the device state, and all of it goes
-/// to control; END of RAM means that the guest is stopped, and is when the direct source scans for the last time.
+/// to lane 0; END of RAM means that the guest is stopped, and is when the direct source scans for the last time.
 ///
 /// ```
 ///   a block is       in QEMU's stream      here
@@ -90,7 +91,7 @@ struct StreamSource: ~Copyable, Sendable {
     /// nil: all pages travel, as yet.
     var kept: KeptPages?
 
-    private static let streamFrameBytes = FrameHeader.lengthMax(of: .stream)
+    static let streamFrameBytes = FrameHeader.lengthMax(of: .stream)
 
     init(
         _ qemu: Socket, _ lanes: [LaneQueue], _ control: ControlOutlet, _ counters: LaneCounters, direct: DirectPages?,
@@ -374,15 +375,28 @@ struct StreamSource: ~Copyable, Sendable {
     private func bytes(_ range: Range<Int>) -> [UInt8] { buffer.bytes.extracting(range).bytesCopied }
 
     mutating func flushPending() throws(FlowFailure) {
+        // END itself, some bytes, waits for the fence like what follows: lanes write into QEMU's stream too. Not so beside a
+        // direct source, where it brings what was written last of small blocks.
+        if direct == nil && fenceSent < epoch { return }
         var at = 0
         while at < pending.count {
             let next = min(at + Self.streamFrameBytes, pending.count)
-            guard control.send(.init(.stream, epoch: epoch, Array(pending[at..<next]))) else {
-                throw FlowFailure("link", "The control connection to the destination is closed.")
-            }
+            try pass(.init(.stream, epoch: fenceSent, Array(pending[at..<next])))
             at = next
         }
         pending.removeAll(keepingCapacity: true)
+    }
+
+    /// To the destination, behind all that was passed before. Lanes begin with the layout, which is what control is for.
+    func pass(_ message: ControlLink.Message) throws(FlowFailure) {
+        guard direct != nil || layoutAnnounced else { return try say(message) }
+        if lanes[0].queue.send(.message(message)) != nil { throw FlowFailure("link", "Lane 0 has stopped.") }
+    }
+
+    private func say(_ message: ControlLink.Message) throws(FlowFailure) {
+        guard control.send(message) else {
+            throw FlowFailure("link", "The control connection to the destination is closed.")
+        }
     }
 
     private mutating func learnLayout() throws(FlowFailure) {
@@ -406,11 +420,9 @@ struct StreamSource: ~Copyable, Sendable {
     private mutating func announceLayout() throws(FlowFailure) {
         guard let layout, !layoutAnnounced else { return }
         if direct != nil { return layoutAnnounced = true }
-        layoutAnnounced = true
         try flushPending()
-        guard control.send(.init(.layout, epoch: ramSection, LayoutPayload.bytes(layout))) else {
-            throw FlowFailure("link", "The control connection to the destination is closed.")
-        }
+        try say(.init(.layout, epoch: ramSection, LayoutPayload.bytes(layout)))
+        layoutAnnounced = true
         report(.layoutKnown(layout))
         guard let keepOrder, keepOrder.isGiven else { return }
         try beginKeeping()

@@ -44,8 +44,6 @@ actor IncomingMigration {
     private(set) var isOver = false
     private var isDialling = false
     private var retryIsPosted = false
-    /// When the last page came and when the verdict did.
-    private var lastStream = Instant.now()
     private let startCPUNs = Instant.processCPUNs()
     let started = Instant.now()
 
@@ -259,8 +257,6 @@ actor IncomingMigration {
         return TransferTerms(direct: true)
     }
 
-    func noteStream() { lastStream = Instant.now() }
-
     private func startFlow(
         _ machine: Machine, _ memory: MachineMemory.Locator, _ references: DestinationReferences?, lanes: Int,
         direct: Bool
@@ -302,11 +298,10 @@ actor IncomingMigration {
     private func lastWords() -> String { machine?.lastWords ?? "" }
 
     private func loaded() {
-        let now = Instant.now()
         post(
             .loaded(
                 PreparedReport(
-                    pagesInstalled: counters.pages, wireBytes: counters.wireBytes, loadMs: now.ms(since: lastStream),
+                    pagesInstalled: counters.pages, wireBytes: counters.wireBytes, loadMs: flow?.sinceStreamMs ?? 0,
                     installed: flow?.installed ?? [:], fenceMs: flow?.fenceMs,
                     missingPages: pull.flatMap { $0.isFlipped ? $0.counts().missing : nil })))
     }

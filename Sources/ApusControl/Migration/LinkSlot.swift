@@ -65,12 +65,12 @@ final class LinkRouter<Event: Sendable>: Sendable {
                 }
                 inbox.yield(.message(link, envelope.message))
             } catch { link.cut() }
-        case .stream, .layout, .residence, .returnPath, .held:
+        case .stream, .layout, .returnPath, .held:
             // Before the flow runs nobody has asked for these.
             guard let take = takesFrames() else { return link.cut() }
             take(frame)
         case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .squeezedStream, .update, .patchable,
-            .audit, .wanted, .reference, .referenceAnswer:
+            .audit, .residence, .wanted, .reference, .referenceAnswer:
             link.cut()
         }
     }

@@ -112,10 +112,7 @@ extension IncomingMigration {
     func connect(_ flow: DestinationFlow, as connection: Int) {
         let link = self.link
         returnPath.update { $0 = link }
-        router.setFlow { [self] frame in
-            flow.receive(frame, on: connection)
-            Task { await self.noteStream() }
-        }
+        router.setFlow { frame in flow.receive(frame, on: connection) }
     }
 
     func resumeTransfer() async {
