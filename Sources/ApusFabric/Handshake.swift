@@ -16,6 +16,16 @@ public import ApusWire
     public let features: Features
     public var socket: Socket { sender.socket }
 
+    /// One that has been used for something else, and is for something else from here on.
+    public init(
+        sender: consuming FrameSender, receiver: consuming FrameReceiver, hello: Hello, features: Features
+    ) {
+        self.sender = sender
+        self.receiver = receiver
+        self.hello = hello
+        self.features = features
+    }
+
     /// Both halves, boxed for the threads that will own them.
     consuming func halves() -> (OneShot<FrameSender>, OneShot<FrameReceiver>) {
         (OneShot(sender), OneShot(receiver))

@@ -77,7 +77,16 @@ public final class DestinationFlow: Sendable {
                 index: index, of: counters.count, connection, counters[index], state, feed, docks[index],
                 attempt: berth.attempt, pass: { [self] message throws(FlowFailure) in try pass(message) },
                 linkLost: { [self] in loseLink($0) })
-            do throws(FlowFailure) { try lane.run(prologue, references) } catch { fail(error) }
+            do throws(FlowFailure) {
+                if try lane.run(prologue, references) { try takeOver(lane.handedOver()) }
+            } catch { fail(error) }
+        }
+    }
+
+    private func takeOver(_ connection: consuming Connection) throws(FlowFailure) {
+        guard let pull else { throw FlowFailure("peer", "The source keeps pages, which was not agreed.") }
+        do throws(SystemError) { try pull.attach(connection, wasLane: true) } catch {
+            throw FlowFailure("pager", "There is no thread for missing pages: \(error).")
         }
     }
 
@@ -112,7 +121,7 @@ public final class DestinationFlow: Sendable {
                 inflow.update { $0.streamBytes += UInt64(message.bytes.count) }
             case .layout: try learnLayout(message)
             case .hello, .welcome, .refusal, .control, .returnPath, .batch, .fence, .credit, .want, .end, .residence,
-                .squeezedStream, .update, .patchable, .audit, .wanted, .reference, .referenceAnswer, .held:
+                .handOver, .squeezedStream, .update, .patchable, .audit, .wanted, .reference, .referenceAnswer, .held:
                 throw FlowFailure("peer", "The source sent a \(message.kind) frame on the control connection.")
             }
         } catch { fail(error) }

@@ -69,6 +69,11 @@ final class LaneDock: Sendable {
 
     var isOffered: Bool { state.read { if case .offered = $0 { true } else { false } } }
 
+    /// Called by the lane's thread: its connection is somebody else's from here on.
+    func leave() {
+        state.update { if case .busy = $0 { $0 = .empty(applied: 0) } }
+    }
+
     /// Breaks the connection in use, and drops one that was not taken.
     func clear() {
         state.update { state in

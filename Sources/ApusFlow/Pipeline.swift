@@ -9,8 +9,8 @@ internal import ApusWire
 //   RAM file ==> DirectSource .
 //   QEMU ==> StreamSource ==> LaneQueue ==> SendLane ==== frames ====> ReceiveLane ==> RAMInstaller ==> guest RAM
 //                  |            ^  pool  |     ^------- credits ---------'      `----> QemuFeed (blocks QEMU hides)
-//                  |                                                                      ^
-//                  `==> ControlLink ======== stream frames, layout ========> control =====' after the fence
+//                  |            `-- stream frames: lane 0; what is behind the fence waits for all lanes --^
+//                  `==> ControlLink ======== head of the stream, layout ====> control ====================^
 //   QEMU <== return path <== ControlLink <========= return path ============ reader <==== QEMU
 //
 // Every box with an arrow into it is one thread. Nothing here knows QMP, jobs or decisions: that is ApusControl's.
@@ -61,6 +61,8 @@ public struct FlowOptions: Sendable {
     public var references: SourceReferences?
     /// What stays at the source when the guest moves, to be fetched from there.
     public var pull = Pull.nothing
+    /// Gives what stays. The last lane, of at least two, is handed over to it behind the last fence.
+    public var server: PullServer?
     /// Stream port: the RAM blocks of which pages may stay; nil: none. What is not in them travels before the guest moves.
     public var fetchable: Layout?
     /// Stream port: told what the guest wrote last, when it is stopped.
@@ -174,7 +176,9 @@ public final class SourceFlow: Sendable {
                 var lane = SendLane(
                     index: index, of: count, connection, queue, counter, options, guest, dock,
                     linkLost: { [self] in loseLink($0) })
-                do throws(FabricError) { try lane.run() } catch { fail(FlowFailure(error, lane: index)) }
+                do throws(FabricError) {
+                    if let rest = try lane.run() { takeOver(lane.handedOver(), missing: rest, options) }
+                } catch { fail(FlowFailure(error, lane: index)) }
                 queue.close()
             }
         }
@@ -182,6 +186,11 @@ public final class SourceFlow: Sendable {
         case .stream(let socket): try connect(socket)
         case .direct(let memory): try startRounds(memory, options)
         }
+    }
+
+    private func takeOver(_ connection: consuming Connection, missing: PageSet, _ options: FlowOptions) {
+        // Without a thread it is a connection that is lost, and another one is made.
+        try? options.server?.takeOver(connection, missing: missing)
     }
 
     private func startRounds(_ memory: DirectMemory, _ options: FlowOptions) throws(SystemError) {

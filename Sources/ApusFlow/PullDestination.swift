@@ -208,19 +208,23 @@ public final class PullDestination: Sendable {
     // MARK: Connections
 
     /// Takes one of the source's two connections; a former one of the same kind is dropped.
-    public func attach(_ connection: consuming Connection) throws(SystemError) {
+    ///
+    /// - Parameter wasLane: the source knows what is missing, and has begun to push.
+    public func attach(_ connection: consuming Connection, wasLane: Bool = false) throws(SystemError) {
         let isUrgent = connection.hello.lane == PullServer.urgentLane
         try connections.begin(
             connection, isUrgent ? "apus-urgent" : "apus-pull", nice: isUrgent ? 0 : WorkerThread.background,
             rank: isUrgent ? WorkerThread.urgent : 0
         ) { [self] connection, isCurrent in
-            do throws(FlowFailure) { try receive(connection, isUrgent: isUrgent) } catch {
+            do throws(FlowFailure) { try receive(connection, isUrgent: isUrgent, wasLane: wasLane) } catch {
                 if isCurrent() { report(error == .linkLost ? .linkLost : .failed(error)) }
             }
         }
     }
 
-    private func receive(_ connection: consuming Connection, isUrgent: Bool) throws(FlowFailure) {
+    private func receive(
+        _ connection: consuming Connection, isUrgent: Bool, wasLane: Bool
+    ) throws(FlowFailure) {
         guard let missing = waitForFlip() else { return }
         var receiver = connection.receiver
         var sender: FrameSender? = connection.sender
@@ -228,7 +232,7 @@ public final class PullDestination: Sendable {
             let handed = OneShot(mine)
             offered.update { $0 = handed }
             isOffered.store(true, ordering: .releasing)
-        } else {
+        } else if !wasLane {
             for piece in ResidencePayload.pieces(missing) { try Self.send(&sender, .residence, piece) }
         }
         let share = LaneShare(lane: 0, lanes: 1)

@@ -21,6 +21,8 @@ struct PullPushes: ~Copyable {
     private var pacer: Pacer
     private var window = PushWindow(bytesPerNs: nil, wayNs: 0)
     private var isFull = false
+    /// What comes from the receiver is of pushes; before, of the lane that the connection was.
+    private var isOurs = true
     /// Of the frame that is being filled.
     private var lane = PullServer.pushLane
     /// Frames that are not credited yet.
@@ -58,14 +60,16 @@ struct PullPushes: ~Copyable {
     /// guest runs nobody else needs the link.
     ///
     /// - Parameters:
+    ///   - known: what the destination lacks, on a connection that was a lane; nil: it says it.
     ///   - linkBytesPerNs: as the lanes have seen it; nil: they have not.
     ///   - makeOrder: from what the destination lacks.
     ///   - counts: told what was taken out of it.
     mutating func run(
-        linkBytesPerNs: () -> Double?, _ isCurrent: () -> Bool, _ makeOrder: (PageSet) -> PushOrder,
+        _ known: PageSet?, linkBytesPerNs: () -> Double?, _ isCurrent: () -> Bool, _ makeOrder: (PageSet) -> PushOrder,
         _ counts: PushCounters
     ) throws(FabricError) {
-        let missing = try learnMissing()
+        isOurs = known == nil
+        let missing = if let known { known } else { try learnMissing() }
         let socket = sender.socket
         window = PushWindow(bytesPerNs: linkBytesPerNs(), wayNs: Double(socket.roundTripNs))
         due.update { if isCurrent() { $0 = PushesDue(owner: socket, order: makeOrder(missing)) } }
@@ -133,16 +137,21 @@ struct PullPushes: ~Copyable {
     }
 
     private mutating func waitForLink(_ length: Int) throws(FabricError) {
-        while try receiver.receiveIfAny() != nil { try takeCredit() }
+        while let frame = try receiver.receiveIfAny() { try take(frame) }
         while !encoder.flight.hasRoom
             || (sentBytes > creditedBytes && sentBytes - creditedBytes + UInt64(length) > UInt64(window.bytes))
         {
             isFull = true
-            guard try receiver.receive() != nil else { throw .closed }
-            try takeCredit()
+            guard let frame = try receiver.receive() else { throw .closed }
+            try take(frame)
         }
         let delayNs = pacer.delayNs(for: length, nowNs: Instant.now().ns)
         if delayNs > 0 { pause(ms: Double(delayNs) / 1e6) }
+    }
+
+    private mutating func take(_ frame: FrameHeader) throws(FabricError) {
+        if isOurs { return try takeCredit() }
+        isOurs = frame.kind == .handOver
     }
 
     private mutating func takeCredit() throws(FabricError) {

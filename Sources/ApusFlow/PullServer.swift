@@ -10,6 +10,7 @@ internal import Synchronization
 /// ```
 ///   urgent connection   wanted: pages that somebody waits for ──▶ answered at once, from a thread of its own
 ///   push connection     residence: all that is missing       ──▶ sent in the order of ``PushOrder``, within a short window
+///                       at first it is a lane that is handed over: then that is known here
 /// ```
 ///
 /// It keeps no account of what has arrived: the guest is stopped, so any page can be given any number of times, and the
@@ -54,7 +55,15 @@ public final class PullServer: Sendable {
     }
 
     /// Takes one of the two connections; a former one of the same kind is dropped.
-    public func attach(_ connection: consuming Connection) throws(SystemError) {
+    public func attach(_ connection: consuming Connection) throws(SystemError) { try begin(connection, nil) }
+
+    /// Takes over a lane, whose window is open: what is missing need not be asked for, and is pushed at the rate of the link
+    /// from the first page on.
+    func takeOver(_ connection: consuming Connection, missing: PageSet) throws(SystemError) {
+        try begin(connection, missing)
+    }
+
+    private func begin(_ connection: consuming Connection, _ missing: PageSet?) throws(SystemError) {
         let isUrgent = connection.hello.lane == Self.urgentLane
         try connections.begin(
             connection, isUrgent ? "apus-serve" : "apus-push", nice: isUrgent ? 0 : WorkerThread.background,
@@ -66,7 +75,7 @@ public final class PullServer: Sendable {
                 try? answers.run()
             } else {
                 var pushes = PullPushes(connection, reader, counters, due, guestClock, bytesPerS)
-                try? pushes.run(linkBytesPerNs: linkBytesPerNs, isCurrent, makeOrder, pushed)
+                try? pushes.run(missing, linkBytesPerNs: linkBytesPerNs, isCurrent, makeOrder, pushed)
             }
             if isCurrent() { report() }
         }

@@ -143,9 +143,11 @@ struct ReceiveLane: ~Copyable, Sendable {
 
     /// Runs until the flow is over. When the connection is lost, or the sender has ended the lane, it waits for another one
     /// and goes on where it was.
+    ///
+    /// - Returns: true: pages that follow the guest come on its connection from here on.
     mutating func run(
         _ prologue: DestinationState.Prologue, _ terms: DestinationReferences?
-    ) throws(FlowFailure) {
+    ) throws(FlowFailure) -> Bool {
         var batches = BatchDecoder(layout: prologue.layout, share)
         var updates = UpdateDecoder(layout: prologue.layout)
         var replica = ReplicaMap(share)
@@ -156,14 +158,14 @@ struct ReceiveLane: ~Copyable, Sendable {
         while true {
             do throws(FlowFailure) {
                 if takesLines { try announce(prologue.patchable) }
-                try take(&batches, &updates, &replica, &installer, &audit, &references)
+                if try take(&batches, &updates, &replica, &installer, &audit, &references) { return true }
             } catch {
                 guard error == .linkLost else { throw error }
                 linkLost(attempt)
             }
             // Their pages come again, by the next connection.
             installer.awaited.dropAll()
-            guard let berth = dock.next(applied: frames), let connection = berth.connection.take() else { return }
+            guard let berth = dock.next(applied: frames), let connection = berth.connection.take() else { return false }
             attempt = berth.attempt
             adopt(connection)
         }
@@ -178,11 +180,18 @@ struct ReceiveLane: ~Copyable, Sendable {
         creditedFrames = frames
     }
 
-    /// Takes frames until the sender ends the lane.
+    /// The connection as it is for pages that follow the guest.
+    consuming func handedOver() -> Connection {
+        Connection(
+            sender: sender, receiver: receiver, hello: Hello(role: .urgent, lane: PullServer.pushLane, lanes: 2),
+            features: .all)
+    }
+
+    /// Takes frames until the sender ends the lane, or hands it over: true.
     private mutating func take(
         _ batches: inout BatchDecoder, _ updates: inout UpdateDecoder, _ replica: inout ReplicaMap,
         _ installer: inout RAMInstaller, _ audit: inout DestinationAudit, _ references: inout IncomingReferences
-    ) throws(FlowFailure) {
+    ) throws(FlowFailure) -> Bool {
         while true {
             try waitForFrame(&references, &installer)
             let frame = try receive()
@@ -212,14 +221,22 @@ struct ReceiveLane: ~Copyable, Sendable {
             case .stream, .squeezedStream, .residence:
                 try pass(try message(frame))
                 try applied()
+            case .handOver:
+                try answerHandOver()
+                return true
             case .end:
-                return
+                return false
             case .hello, .welcome, .refusal, .control, .returnPath, .layout, .credit, .want,
                 .update, .patchable, .wanted, .referenceAnswer, .held:
                 throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(share.lane).")
             }
             counters.cpuNs.set(Instant.threadCPUNs())
         }
+    }
+
+    private mutating func answerHandOver() throws(FlowFailure) {
+        do throws(FabricError) { try sender.send(.handOver, lane: UInt16(share.lane)) } catch { throw broken(error) }
+        dock.leave()
     }
 
     private mutating func message(_ frame: FrameHeader) throws(FlowFailure) -> ControlLink.Message {
@@ -332,7 +349,7 @@ extension FrameKind {
     /// Comes behind the last fence too: no page of the guest's is in it.
     fileprivate var mayFollowPages: Bool {
         switch self {
-        case .end, .stream, .squeezedStream: true
+        case .end, .handOver, .stream, .squeezedStream: true
         default: false
         }
     }

@@ -12,7 +12,8 @@ extension SendLane {
     /// Goes on with a new connection. Of the frames sent, the receiver has applied so many; the others' pages are sent
     /// again, as they are now: what the guest writes meanwhile comes later, by its port.
     mutating func adopt(_ connection: consuming Connection, applied: UInt64) throws(FabricError) {
-        linesMayCome = connection.features.contains(.lines)
+        features = connection.features
+        linesMayCome = features.contains(.lines)
         sender = connection.sender
         receiver = connection.receiver
         bytesBefore = counters.wireBytes.now

@@ -15,12 +15,9 @@ internal import ApusWire
 ///            `------- lose --------'
 /// ```
 struct Passage: ~Copyable, Sendable {
-    let squeezes: Bool
     var room = PageBuffer(byteCount: StreamSqueezer.byteCountMax)
     private var due: [ControlLink.Message] = []
     private var onTheirWay: [(frame: UInt64, message: ControlLink.Message)] = []
-
-    init(squeezes: Bool) { self.squeezes = squeezes }
 
     var isDue: Bool { !due.isEmpty }
 
@@ -50,7 +47,7 @@ extension SendLane {
             try waitForRoom()
             encoder.beginElsewhere()
             let message = passage.takeDue(frame: encoder.flight.sent)
-            if passage.squeezes, let byteCount = StreamSqueezer.squeeze(message, into: &passage.room) {
+            if features.contains(.lz4), let byteCount = StreamSqueezer.squeeze(message, into: &passage.room) {
                 _ = try waitForLink(byteCount)
                 account(bytes: try Self.transmitSqueezed(&sender, index, message.epoch, passage.room, byteCount))
             } else {

@@ -11,6 +11,8 @@ enum LaneItem: ~Copyable, Sendable {
     case fence(UInt32)
     /// What belongs between pages: pieces of QEMU's stream, and which pages stay.
     case message(ControlLink.Message)
+    /// The guest is stopped, and these pages follow it: the lane's connection is for them from here on.
+    case handOver(PageSet)
     /// Look at the dock, for there may be a new connection, and for credits.
     case wake
 }
@@ -61,7 +63,8 @@ struct SendLane: ~Copyable, Sendable {
     /// What was on its way when a connection was lost, until it is sent again.
     var lost: PageSet?
     var lostBatch: Batch?
-    var passage: Passage
+    var passage = Passage()
+    var features: Features
     /// The last fence.
     private var fence: UInt32?
     var linesMayCome: Bool
@@ -93,11 +96,10 @@ struct SendLane: ~Copyable, Sendable {
         self.index = UInt16(index)
         self.lanes = lanes
         self.counters = counters
-        let features = connection.features
+        features = connection.features
         sender = connection.sender
         receiver = connection.receiver
         linesMayCome = features.contains(.lines)
-        passage = Passage(squeezes: features.contains(.lz4))
         encoder = LaneEncoder(
             LaneShare(lane: index, lanes: count),
             .init(
@@ -110,9 +112,11 @@ struct SendLane: ~Copyable, Sendable {
         pacer = Pacer(bytesPerS: options.bytesPerS.map { $0 / Double(count) })
     }
 
-    /// Runs until the queue is closed and empty. However often its connection is lost, it waits for the next one and goes
-    /// on; meanwhile the queue fills, and holds the port back.
-    mutating func run() throws(FabricError) {
+    /// Runs until the queue is closed and empty, or the lane is handed over. However often its connection is lost, it waits
+    /// for the next one and goes on; meanwhile the queue fills, and holds the port back.
+    ///
+    /// - Returns: the pages that its connection is for now; nil: it is done.
+    mutating func run() throws(FabricError) -> PageSet? {
         while true {
             do throws(FabricError) { return try work() } catch {
                 guard error.isLoss else { throw error }
@@ -124,7 +128,7 @@ struct SendLane: ~Copyable, Sendable {
         }
     }
 
-    private mutating func work() throws(FabricError) {
+    private mutating func work() throws(FabricError) -> PageSet? {
         try sendLost()
         if let fence { try pass(fence) }
         try passDue()
@@ -148,6 +152,11 @@ struct SendLane: ~Copyable, Sendable {
             case .message(let message):
                 passage.add(message)
                 try passDue()
+            case .handOver(let rest):
+                try flush()
+                account(bytes: try sender.send(.handOver, lane: index))
+                dock.leave()
+                return rest
             case .wake:
                 if dock.isOffered { throw .closed }
                 try collectCredits()
@@ -156,6 +165,14 @@ struct SendLane: ~Copyable, Sendable {
         }
         try flush()
         try sender.send(.end, lane: index)
+        return nil
+    }
+
+    /// The connection as it is for pages that follow the guest.
+    consuming func handedOver() -> Connection {
+        Connection(
+            sender: sender, receiver: receiver, hello: Hello(role: .urgent, lane: PullServer.pushLane, lanes: 2),
+            features: features)
     }
 
     private mutating func pass(_ epoch: UInt32) throws(FabricError) {

@@ -65,5 +65,7 @@ extension StreamSource {
     mutating func announce(rest: PageSet) throws(FlowFailure) {
         try sendFence()
         for piece in ResidencePayload.pieces(rest) { try pass(.init(.residence, epoch: epoch, piece)) }
+        guard let last = lanes.indices.last, last > 0 else { return }
+        if lanes[last].queue.send(.handOver(rest)) != nil { throw FlowFailure("link", "Lane \(last) has stopped.") }
     }
 }

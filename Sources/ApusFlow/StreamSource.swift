@@ -30,7 +30,7 @@ internal import ApusWire
 /// shortly before its end, by not reading on, until the gate opens.
 struct StreamSource: ~Copyable, Sendable {
     private let qemu: Socket
-    private let lanes: [LaneQueue]
+    let lanes: [LaneQueue]
     let control: ControlOutlet
     private let counters: LaneCounters
     let direct: DirectPages?

@@ -69,7 +69,8 @@ final class LinkRouter<Event: Sendable>: Sendable {
             // Before the flow runs nobody has asked for these.
             guard let take = takesFrames() else { return link.cut() }
             take(frame)
-        case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .squeezedStream, .update, .patchable,
+        case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .handOver, .squeezedStream, .update,
+            .patchable,
             .audit, .residence, .wanted, .reference, .referenceAnswer:
             link.cut()
         }

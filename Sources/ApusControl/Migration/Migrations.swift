@@ -124,7 +124,8 @@ public actor Migrations {
             ramBytes: machine.definition.ramBytes, qemuVersion: machine.definition.qemuVersion,
             guestRunning: await migration.session.guestRunning,
             options: [
-                "token": migration.token.text, "lanes": "\(config.link.lanes)", "linkPort": "\(services.linkPort)",
+                "token": migration.token.text, "lanes": "\(await migration.offerLanes())",
+                "linkPort": "\(services.linkPort)",
                 "directBlocks": direct?.offered, "content": await migration.offerContent(machine),
                 "pull": await migration.pull == .nothing ? nil : "1", "pullBlocks": fetchable,
             ].compactMapValues { $0 }, reconnectS: config.link.reconnectS > 0 ? config.link.reconnectS : nil)

@@ -33,6 +33,12 @@ extension OutgoingMigration {
         return demanded == .nothing && mayHandOver && !(request.verify ?? false) ? .ifNeeded : demanded
     }
 
+    /// Where pages follow the guest, the last of several lanes is handed over to them.
+    func offerLanes() -> Int {
+        laneCount = max(services.config.link.lanes, pull == .nothing ? 1 : 2)
+        return laneCount
+    }
+
     /// Why a request makes no sense, before anything is done; nil: it does.
     nonisolated static func refusal(_ request: MigrateRequest) -> Problem? {
         guard let mode = request.mode, mode.pull != .nothing else { return nil }
@@ -87,8 +93,9 @@ extension OutgoingMigration {
         }
     }
 
-    /// The two connections for missing pages, before the guest stops: its devices are loaded with pages missing already.
-    func openService() async throws {
+    /// The connection for pages that somebody waits for, before the guest stops: its devices are loaded with pages missing
+    /// already. The other one is a lane that has done its work.
+    func openService() async throws -> PullServer {
         let server: PullServer
         if let memory {
             server = makeServer(memory.layout, memory.serverPorts, memory.recorded)
@@ -98,7 +105,8 @@ extension OutgoingMigration {
             preconditionFailure("what stays was agreed on")
         }
         self.server = server
-        try await dialService(server, token)
+        try await dialService(server, token, [PullServer.urgentLane])
+        return server
     }
 
     /// - Parameter recorded: what the guest used before it moved; a restarted agent does not know it any more.
@@ -156,10 +164,12 @@ extension OutgoingMigration {
         return PrefetchSummary(counts)
     }
 
-    private func dialService(_ server: PullServer, _ token: Token) async throws {
+    private func dialService(
+        _ server: PullServer, _ token: Token, _ connections: [UInt16] = [PullServer.urgentLane, PullServer.pushLane]
+    ) async throws {
         let peer = peer
         try await offPool("apus-dial") {
-            for lane in [PullServer.urgentLane, PullServer.pushLane] {
+            for lane in connections {
                 let hello = Hello(role: .urgent, lane: lane, lanes: 2, token: token)
                 try server.attach(try Connection.dial(peer, hello, timeoutMs: SessionTimes.dialMs))
             }

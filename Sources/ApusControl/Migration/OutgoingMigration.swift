@@ -47,6 +47,8 @@ actor OutgoingMigration {
     var fetchable: FetchableMemory?
     /// Gives pages that stayed here to the destination; nil: none did, or a restarted agent has not been asked yet.
     var server: PullServer?
+    /// As they were offered.
+    var laneCount = 1
     /// What need not travel.
     var content = OutgoingContent()
     /// STOP events to come that are only for finishing disk requests.

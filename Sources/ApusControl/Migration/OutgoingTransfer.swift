@@ -102,7 +102,7 @@ final class OutgoingTransfer: Sendable {
         _ migration: isolated OutgoingMigration, _ machine: Machine, _ link: ControlLink, _ memory: DirectMemory?,
         _ brake: Brake?
     ) async throws -> SourceFlow {
-        let (peer, token, count) = (migration.peer, migration.token, migration.services.config.link.lanes)
+        let (peer, token, count) = (migration.peer, migration.token, migration.laneCount)
         let lanes = try await offPool("apus-dial") { try dialLanes(peer, token, count) }
         var options = FlowOptions(for: migration.request, migration.services.config.migrate)
         options.pull = migration.pull
@@ -114,7 +114,7 @@ final class OutgoingTransfer: Sendable {
         options.brake = brake
         options.fixedDowntimeMs = migration.prior.fixedDowntimeMs ?? SwitchGate.fixedMs
         options.history = migration.prior.prior(atHour: VMHistory.hour(of: Date()))
-        if options.pull != .nothing { try await migration.openService() }
+        if options.pull != .nothing { options.server = try await migration.openService() }
         let port: SourcePort =
             if let memory { .direct(memory) } else { .stream(try await connection(of: machine)) }
         // For --verify, and for what was on its way when a connection was lost.

@@ -67,7 +67,7 @@ extension OutgoingMigration {
 
     func resumeTransfer(_ point: ResumePoint) async {
         guard let transfer, let link else { return }
-        let (peer, token, count) = (peer, token, services.config.link.lanes)
+        let (peer, token, count) = (peer, token, laneCount)
         do {
             let lanes = try await offPool("apus-dial") { try OutgoingTransfer.dialLanes(peer, token, count) }
             transfer.brake?.goOn()

@@ -35,11 +35,14 @@ public enum FrameKind: UInt8, Sendable, CaseIterable {
     case squeezedStream = 15
     /// Sender to receiver of a lane, the guest being stopped: digests of pages, ``AuditPayload``. Answered by `want`.
     case audit = 16
-    /// Pages that the destination lacks, ``ResidencePayload``. Control connection, to the destination: its memory is like
-    /// this from fence `epoch` on. Push connection, to the source: send these.
+    /// Pages that the destination lacks, ``ResidencePayload``. Lane 0, to the destination: its memory is like this from
+    /// fence `epoch` on. Push connection, to the source: send these.
     case residence = 17
     /// Pages that somebody at the destination waits for, ``WantedPayload``. Urgent connection, answered by `batch`.
     case wanted = 18
+    /// The sender of a lane has sent its last fence and pushes missing pages on this connection from here on. The receiver
+    /// answers with the same: what it credits from there on is of these. No payload.
+    case handOver = 19
     /// Pages whose content the receiver has or can read: ``ReferencePayload``. Lanes only, and only when agreed on.
     case reference = 24
     /// Receiver to sender of a lane: what became of one frame of references, ``ReferenceAnswer``.
@@ -107,7 +110,7 @@ public struct FrameHeader: Equatable, Sendable {
         case .stream, .returnPath, .squeezedStream: 64 << 10
         case .layout: 512 << 10
         case .batch: BatchLimits.payloadBytesMax
-        case .fence, .end: 0
+        case .fence, .end, .handOver: 0
         case .credit: 16
         case .want: WantPayload.byteCount
         case .audit: AuditPayload.bytesMax
