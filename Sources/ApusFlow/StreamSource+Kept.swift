@@ -42,7 +42,7 @@ extension StreamSource {
     /// From here on pages stay. What is in batches goes, for its content may be the newest; held pages stay.
     mutating func beginKeeping() throws(FlowFailure) {
         guard kept == nil, let keepOrder, let layout else { return }
-        kept = KeptPages(keepOrder.fetchable, of: layout, isFirstPass: pass == 1)
+        kept = KeptPages(keepOrder.fetchable, of: layout, isFirstPass: round == 1)
         guard kept != nil else {
             throw FlowFailure(
                 "fetch-layout",

@@ -46,9 +46,9 @@ struct StreamSource: ~Copyable, Sendable {
     var fenceSent: UInt32 = 0
     var part = RamPart.none
     private var ramSection: UInt32 = 0
-    private var layoutAnnounced = false
+    private(set) var layoutAnnounced = false
     /// QEMU's ways through all of RAM: page numbers start anew.
-    private(set) var pass = 1
+    private(set) var round = 1
     private var lastPage: PageNumber = 0
 
     /// The pages that do not come through QEMU's stream.
@@ -246,7 +246,7 @@ struct StreamSource: ~Copyable, Sendable {
     }
 
     private mutating func beginPass() {
-        pass += 1
+        round += 1
         kept?.beginPass()
     }
 
@@ -385,18 +385,6 @@ struct StreamSource: ~Copyable, Sendable {
             at = next
         }
         pending.removeAll(keepingCapacity: true)
-    }
-
-    /// To the destination, behind all that was passed before. Lanes begin with the layout, which is what control is for.
-    func pass(_ message: ControlLink.Message) throws(FlowFailure) {
-        guard direct != nil || layoutAnnounced else { return try say(message) }
-        if lanes[0].queue.send(.message(message)) != nil { throw FlowFailure("link", "Lane 0 has stopped.") }
-    }
-
-    private func say(_ message: ControlLink.Message) throws(FlowFailure) {
-        guard control.send(message) else {
-            throw FlowFailure("link", "The control connection to the destination is closed.")
-        }
     }
 
     private mutating func learnLayout() throws(FlowFailure) {

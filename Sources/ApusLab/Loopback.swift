@@ -161,9 +161,11 @@ public struct StreamScript {
             writer.zero(block: block, offset: UInt64(page * 4096), to: &buffer)
         }
     }
-    public mutating func finish() {
+    /// - Parameter state: more device state, without zeros.
+    public mutating func finish(_ state: [UInt8] = []) {
         writer.sectionFull(
             id: 9, name: "timer", instance: 0, version: 1, to: &buffer)
+        buffer.append(state.rawBytes)
         buffer.append(Self.tail.rawBytes)
     }
 }

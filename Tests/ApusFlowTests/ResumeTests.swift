@@ -97,6 +97,33 @@ import Testing
         #expect(sample.wireBytes < once + inFlight, "\(sample.wireBytes) for \(once), \(breaks) breaks")
     }
 
+    /// What QEMU sends beside pages arrives once and in order, however often its lane breaks.
+    @Test func deviceStateArrivesOnce() throws {
+        let loop = try Loopback(
+            lanes: 2, blocks: Self.blocks, options: FlowOptions(bytesPerS: 4_000_000), guest: try Self.guest())
+        defer { loop.stop() }
+        let state = (0..<256).flatMap { Self.content($0, 1) }.map { max($0, 1) }
+        var script = try StreamScript(loop.layout)
+        script.beginEnd()
+        script.endSection()
+        script.finish(state)
+        let received = Monitor<[UInt8]>([])
+        let reading = try WorkerThread("fake-qemu") {
+            let bytes = (try? loop.receive(until: StreamScript.tail)) ?? []
+            received.update { $0 = bytes }
+        }
+        let bytes = script.buffer.bytes.bytesCopied
+        let writing = try WorkerThread("fake-source") { try? loop.sourceQemu.write(bytes.rawBytes) }
+        for _ in 0..<1000 where loop.destination.fenceMs == nil { pause(ms: 1) }
+        for _ in 0..<4 {
+            pause(ms: 40)
+            try loop.reconnect()
+        }
+        #expect(writing.join(ms: 10_000))
+        #expect(reading.join(ms: 20_000))
+        #expect(received.read { $0.suffix(state.count + StreamScript.tail.count) == state + StreamScript.tail })
+    }
+
     /// A flow that has sent some pages, and what its source says to a destination that lies, or to a loss it cannot mend.
     private func failure(
         block: Int = 0, guest: GuestWindow?, lie: @escaping (inout ResumePoint) -> Void
