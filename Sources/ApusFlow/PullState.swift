@@ -40,10 +40,15 @@ struct PullState: Sendable {
         _ first: PageNumber, _ count: Int, _ way: PullWay, _ waited: (UInt64) -> Void,
         _ changed: (Int, UInt64) -> Void
     ) {
-        let settled = UInt64(residence?.settle(first: first, count: count, changed) ?? 0)
         if case .pushed(let isForeseen) = way {
+            // Not what was asked for and has come in the same moment.
+            for page in first..<first + PageNumber(count) where residence?.home(of: page) == .source {
+                pushed?.came(first: page, count: 1, isForeseen: isForeseen)
+            }
+        }
+        let settled = UInt64(residence?.settle(first: first, count: count, changed) ?? 0)
+        if case .pushed = way {
             counts.pushedPages += settled
-            pushed?.came(first: first, count: count, isForeseen: isForeseen)
         } else {
             counts.faultedPages += settled
         }

@@ -90,7 +90,9 @@ import Testing
         #expect(throws: FrameError.badPayload(.hello, "unknown role 0")) { try Hello(bytes.rawBytes) }
         bytes = hello.bytes
         bytes[0] = 9
-        #expect(throws: FrameError.badPayload(.hello, "versions 9 to 1")) { try Hello(bytes.rawBytes) }
+        #expect(throws: FrameError.badPayload(.hello, "versions 9 to \(Hello.versions.upperBound)")) {
+            try Hello(bytes.rawBytes)
+        }
         #expect(throws: FrameError.wrongLength(kind: .hello, length: 35)) {
             try Hello(hello.bytes.rawBytes.extracting(0..<35))
         }
