@@ -23,6 +23,8 @@ struct PullPushes: ~Copyable {
     private var isFull = false
     /// What comes from the receiver is of pushes; before, of the lane that the connection was.
     private var isOurs = true
+    /// When the receiver said so.
+    private var takenNs: UInt64 = 0
     /// Of the frame that is being filled.
     private var lane = PullServer.pushLane
     /// Frames that are not credited yet.
@@ -138,10 +140,11 @@ struct PullPushes: ~Copyable {
 
     private mutating func waitForLink(_ length: Int) throws(FabricError) {
         while let frame = try receiver.receiveIfAny() { try take(frame) }
-        while !encoder.flight.hasRoom
-            || (sentBytes > creditedBytes && sentBytes - creditedBytes + UInt64(length) > UInt64(window.bytes))
-        {
-            isFull = true
+        while true {
+            let isFull = sentBytes > creditedBytes && sentBytes - creditedBytes + UInt64(length) > UInt64(window.bytes)
+            // So many frames that hold next to nothing are no sign of the link.
+            guard isFull || !encoder.flight.hasRoom else { break }
+            self.isFull = self.isFull || isFull
             guard let frame = try receiver.receive() else { throw .closed }
             try take(frame)
         }
@@ -151,7 +154,8 @@ struct PullPushes: ~Copyable {
 
     private mutating func take(_ frame: FrameHeader) throws(FabricError) {
         if isOurs { return try takeCredit() }
-        isOurs = frame.kind == .handOver
+        guard frame.kind == .handOver else { return }
+        (isOurs, takenNs) = (true, Instant.now().ns)
     }
 
     private mutating func takeCredit() throws(FabricError) {
@@ -166,6 +170,8 @@ struct PullPushes: ~Copyable {
         let nowNs = Instant.now().ns
         while let frame = inFlight.first, frame.endBytes <= bytes {
             inFlight.removeFirst()
+            // What was sent before has waited for the destination.
+            guard frame.sentNs >= takenNs else { continue }
             window.credited(
                 PushWindow.Frame(
                     byteCount: frame.byteCount, inFlightBytes: Int(frame.endBytes - frame.creditedBytes),

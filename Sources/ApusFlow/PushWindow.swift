@@ -4,29 +4,58 @@ internal import ApusMemory
 ///
 /// ```
 ///   took     |################################| a frame, from here to its credit
-///   own      |######|                           its own bytes on the link
-///   way             |############|              the least that any took beside that: there, back, and the threads at both ends
+///   way      |###################|              the least that any took: its bytes on the link, there, back, the threads at both ends
 ///   queue                        |############| what is urgent waits behind it too
 /// ```
 ///
-/// After each round the window becomes what would have left just the allowed queue, as in FAST TCP: it is multiplied by
-/// (own + way + allowed) / (own + way + queue). One frame may have waited for a processor instead of the link, so of each
-/// round the fastest counts. A round is what is in flight, so that each sees what became of the one before.
+/// The window is what fills the link and leaves the allowed queue: rate x (way + allowed). The way is the least that
+/// was seen, the rate the most that some rounds of frames have shown, as in BBR: threads that wait for a processor make
+/// frames late, and never early. A round is what is in flight, so that each sees what became of the one before. One that the
+/// window did not limit says only that the link is at least so fast.
 struct PushWindow: Sendable {
     /// In flight at most.
     private(set) var bytes = 0.0
-    /// The link's rate, as far as it has shown itself.
-    private(set) var bytesPerNs: Double
+    private var rate: Rate
     private var way = Way.unknown
-    /// No queue has been seen since the link was last unknown.
+    /// No queue has been seen in two rounds, one after the other, since the link was last unknown.
     private var isStarting: Bool
+    private var hadQueue = false
     private var round = Round()
+
+    /// The link's rate, as far as it has shown itself.
+    var bytesPerNs: Double { rate.bytesPerNs }
+
+    /// The most of the latest rounds: the first bytes after a rest are let through at once, however slow the link is, and a
+    /// moment's disturbance is no slow link.
+    private struct Rate: Sendable {
+        private var older: Double
+        private var newer = 0.0
+        private var rounds = 0
+        /// Then what they have shown is the older, and what was older is forgotten.
+        private static let roundsMax = 8
+
+        var bytesPerNs: Double { max(older, newer) }
+
+        init(_ told: Double) { older = told }
+
+        mutating func saw(_ shown: Double, isFull: Bool) {
+            newer = max(newer, min(shown, bytesPerNs * PushWindow.step))
+            guard isFull else { return }
+            rounds += 1
+            if rounds == Self.roundsMax { forget() }
+        }
+
+        /// What others have told, or was seen long ago.
+        mutating func forget() {
+            if newer > 0 { (older, newer, rounds) = (newer, 0, 0) }
+        }
+    }
 
     private enum Way: Sendable {
         case unknown
         /// As little is in flight as there may be, but for what was before.
         case draining
-        case known(Frame, sinceNs: UInt64)
+        case known(ns: UInt64, sinceNs: UInt64)
     }
 
     private struct Round: Sendable {
@@ -54,12 +83,10 @@ struct PushWindow: Sendable {
     private static let roundFrames = 8
     /// Of a round that seeks the rate: nothing shrinks by mistake yet.
     private static let firstFrames = 2
-    /// Bounds of one step.
-    private static let steps = 0.7...1.5
-    /// What a round that shows less leaves of the rate: the link may have become slower.
-    private static let rateKept = 0.98
-    /// Until something is known.
-    private static let assumedBytesPerNs = 0.125
+    /// What one round may add.
+    fileprivate static let step = 1.5
+    /// Until something is known: a frame is one page.
+    private static let assumedBytesPerNs = 0.0125
     /// Believed of what others say: on a faster link it is the processors that limit.
     private static let toldBytesPerNsMax = 1.25
     static let bytesMax = 8.0 * 1024 * 1024
@@ -70,16 +97,19 @@ struct PushWindow: Sendable {
     ///   - bytesPerNs: what others have seen of the link; nil: nothing.
     ///   - wayNs: of a small frame on an idle link; 0: not known.
     init(bytesPerNs: Double?, wayNs: Double) {
-        self.bytesPerNs = min(bytesPerNs ?? Self.assumedBytesPerNs, Self.toldBytesPerNsMax)
+        rate = Rate(min(bytesPerNs ?? Self.assumedBytesPerNs, Self.toldBytesPerNsMax))
         isStarting = bytesPerNs == nil
         bytes = isStarting ? bytesMin : filling(wayNs)
     }
 
-    /// Pages of a frame.
-    var framePages: Int { min(max(Int(bytesPerNs * Self.frameNs) / Limits.pageBytes, 1), Limits.batchPages) }
+    /// Pages of a frame; of a long way more, for only so many frames may be in flight.
+    var framePages: Int {
+        let bytes = max(bytesPerNs * Self.frameNs, bytes * 2 / Double(Limits.batchesInFlight))
+        return min(max(Int(bytes) / Limits.pageBytes, 1), Limits.batchPages)
+    }
     private var frameBytes: Double { Double(framePages * Limits.pageBytes) }
     /// One frame is on the link while the next is made.
-    var bytesMin: Double { 2.25 * frameBytes }
+    var bytesMin: Double { 2.25 * Double(max(Int(bytesPerNs * Self.frameNs) / Limits.pageBytes, 1) * Limits.pageBytes) }
 
     /// On a slow link one frame, which takes longer than all else.
     private func queueMaxNs(_ wayNs: Double) -> Double {
@@ -87,7 +117,7 @@ struct PushWindow: Sendable {
     }
     /// What fills a way of this length, and leaves the allowed queue.
     private func filling(_ wayNs: Double) -> Double {
-        bounded(frameBytes + bytesPerNs * (wayNs + queueMaxNs(wayNs)))
+        bounded(bytesPerNs * (wayNs + queueMaxNs(wayNs)))
     }
     private func bounded(_ bytes: Double) -> Double { min(max(bytes, bytesMin), Self.bytesMax) }
 
@@ -95,7 +125,7 @@ struct PushWindow: Sendable {
     ///   - isFull: the window, not the work, was what limited the sender.
     ///   - framesLeft: frames that are not credited.
     mutating func credited(_ frame: Frame, isFull: Bool, framesLeft: Int, nowNs: UInt64) {
-        if besideNs(frame) < round.fastest.map(besideNs) ?? .infinity { round.fastest = frame }
+        if frame.tookNs < round.fastest?.tookNs ?? .max { round.fastest = frame }
         round.frames += 1
         round.isFull = round.isFull || isFull
         guard round.frames >= max(isStarting ? Self.firstFrames : Self.roundFrames, framesLeft),
@@ -103,50 +133,46 @@ struct PushWindow: Sendable {
         else { return }
         let isFull = round.isFull
         round = Round()
-        if isFull { learnRate(fastest) }
-        learnWay(fastest, isFull, nowNs)
+        rate.saw(fastest.bytesPerNs, isFull: isFull)
+        learnWay(fastest.tookNs, isFull, nowNs)
     }
 
-    /// A queue shows the rate. Without one the link is at least so fast; but the first bytes after a rest are often let
-    /// through at once, however slow it is.
-    private mutating func learnRate(_ fastest: Frame) {
-        let steps = bytesPerNs * Self.steps.lowerBound...bytesPerNs * Self.steps.upperBound
-        let shown = min(max(fastest.bytesPerNs, steps.lowerBound), steps.upperBound)
-        if case .known(let least, _) = way, besideNs(fastest) - max(0, besideNs(least)) > Self.queueNs / 2 {
-            bytesPerNs = shown
-        } else {
-            bytesPerNs = max(shown, bytesPerNs * Self.rateKept)
-        }
-    }
-
-    /// By today's rate: a better one moves all times that are compared alike.
-    private func besideNs(_ frame: Frame) -> Double { Double(frame.tookNs) - Double(frame.byteCount) / bytesPerNs }
-
-    private mutating func learnWay(_ fastest: Frame, _ isFull: Bool, _ nowNs: UInt64) {
+    /// A larger frame takes longer, but its own time on the link is next to nothing of the way, or of what is allowed. (Taken off by
+    /// a rate that is not known yet, it would seem to be all of the way, and the rest a queue.)
+    private mutating func learnWay(_ fastestNs: UInt64, _ isFull: Bool, _ nowNs: UInt64) {
         switch way {
         case .draining: way = .unknown
         case .unknown:
-            way = .known(fastest, sinceNs: nowNs)
-            bytes = filling(max(0, besideNs(fastest)))
-        case .known(let least, let sinceNs):
-            if besideNs(fastest) <= besideNs(least) {
-                way = .known(fastest, sinceNs: nowNs)
+            way = .known(ns: fastestNs, sinceNs: nowNs)
+            if !isStarting { bytes = filling(Double(fastestNs)) }
+        case .known(let leastNs, let sinceNs):
+            if fastestNs <= leastNs {
+                way = .known(ns: fastestNs, sinceNs: nowNs)
             } else if nowNs - sinceNs > Self.wayForNs {
                 way = .draining
                 isStarting = true
                 bytes = bytesMin
                 return
             }
-            resize(max(0, min(besideNs(least), besideNs(fastest))), max(0, besideNs(fastest)), isFull)
+            let wayNs = min(leastNs, fastestNs)
+            resize(Double(wayNs), queueNs: Double(fastestNs - wayNs), isFull)
         }
     }
 
-    private mutating func resize(_ wayNs: Double, _ fastestNs: Double, _ isFull: Bool) {
-        let allowedNs = queueMaxNs(wayNs)
-        let ownNs = frameBytes / bytesPerNs
-        if fastestNs - wayNs > allowedNs / 2 { isStarting = false }
-        let step = isStarting ? Self.steps.upperBound : (ownNs + wayNs + allowedNs) / (ownNs + fastestNs)
-        guard step < 1 || isFull else { return }
-        bytes = bounded(bytes * min(max(step, Self.steps.lowerBound), Self.steps.upperBound))
+    private mutating func resize(_ wayNs: Double, queueNs: Double, _ isFull: Bool) {
+        let hasQueue = queueNs > queueMaxNs(wayNs) / 2
+        if isStarting && hasQueue && hadQueue {
+            isStarting = false
+            rate.forget()
+        }
+        hadQueue = hasQueue
+        // Without a queue nothing shows the rate but what goes through a window that was larger.
+        let mayGrow = isFull && !hasQueue
+        if isStarting {
+            if mayGrow { bytes = bounded(bytes * Self.step) }
+        } else {
+            let filling = filling(wayNs)
+            bytes = mayGrow ? max(filling, bounded(bytes + frameBytes)) : filling
+        }
     }
 }

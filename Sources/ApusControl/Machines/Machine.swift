@@ -80,3 +80,8 @@ extension ProcessExit {
         }
     }
 }
+
+extension Machine {
+    /// Nil when QEMU does not answer.
+    func runState() async -> RunState? { (try? await qmp.execute(.queryStatus))?.status }
+}

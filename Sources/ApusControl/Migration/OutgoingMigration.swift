@@ -414,8 +414,3 @@ actor OutgoingMigration {
         }
     }
 }
-
-extension Machine {
-    /// Nil when QEMU does not answer.
-    func runState() async -> RunState? { (try? await qmp.execute(.queryStatus))?.status }
-}
