@@ -228,7 +228,7 @@ struct ReceiveLane: ~Copyable, Sendable {
                 return false
             case .hello, .welcome, .refusal, .control, .returnPath, .layout, .credit, .want,
                 .update, .patchable, .wanted, .referenceAnswer, .held:
-                throw FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(share.lane).")
+                throw unexpected(frame)
             }
             counters.cpuNs.set(Instant.threadCPUNs())
         }
@@ -239,7 +239,13 @@ struct ReceiveLane: ~Copyable, Sendable {
         dock.leave()
     }
 
+    private func unexpected(_ frame: FrameHeader) -> FlowFailure {
+        FlowFailure("peer", "The source sent a \(frame.kind) frame on lane \(share.lane).")
+    }
+
     private mutating func message(_ frame: FrameHeader) throws(FlowFailure) -> ControlLink.Message {
+        // On several lanes the pieces would be in no order.
+        guard share.lane == 0 else { throw unexpected(frame) }
         do throws(FabricError) { return try Self.message(frame, receiver, &room) } catch { throw broken(error) }
     }
 

@@ -1,3 +1,4 @@
+import ApusFabric
 import ApusFlow
 import ApusLab
 import ApusMemory
@@ -122,6 +123,30 @@ import Testing
         #expect(writing.join(ms: 10_000))
         #expect(reading.join(ms: 20_000))
         #expect(received.read { $0.suffix(state.count + StreamScript.tail.count) == state + StreamScript.tail })
+    }
+
+    /// On two of them the pieces of a stream would not be in order.
+    @Test(arguments: [FrameKind.stream, .residence]) func otherLanesCarryPagesOnly(_ kind: FrameKind) throws {
+        let layout = try Layout(Self.blocks)
+        let (far, near) = try Socket.pair()
+        let failure = Monitor<FlowFailure?>(nil)
+        let flow = try DestinationFlow(
+            qemu: near, lanes: 2, references: nil, ports: { _ in .stream }, send: { _ in },
+            report: { event in if case .failed(let error) = event { failure.update { $0 = $0 ?? error } } })
+        let reception = try Reception(
+            .tcp(host: "127.0.0.1", port: 0), decide: { _ in nil }, accepted: { flow.attach($0) })
+        defer {
+            flow.stop()
+            reception.shutDown()
+            far.shutDown()
+        }
+        flow.receive(.init(.layout, LayoutPayload.bytes(layout)))
+        let first = try Connection.dial(reception.endpoint, Hello(role: .lane, lane: 0, lanes: 2))
+        var second = try Connection.dial(reception.endpoint, Hello(role: .lane, lane: 1, lanes: 2))
+        try second.sender.send(kind, lane: 1, [1, 2, 3, 4, 5, 6, 7, 8].rawBytes)
+        let seen = failure.wait(ms: 5_000) { $0 }
+        #expect(seen?.code == "peer", "\(String(describing: seen))")
+        _ = consume first
     }
 
     /// A flow that has sent some pages, and what its source says to a destination that lies, or to a loss it cannot mend.
