@@ -38,7 +38,6 @@ struct PullPushes: ~Copyable {
         /// What had been sent with it, and what of that had been credited before.
         let endBytes: UInt64
         let creditedBytes: UInt64
-        let byteCount: Int
         let sentNs: UInt64
     }
 
@@ -130,7 +129,7 @@ struct PullPushes: ~Copyable {
                 &sender, lane, encoder.pages.head, pages.batch, result)
             sentBytes += UInt64(bytes)
             inFlight.append(
-                InFlight(endBytes: sentBytes, creditedBytes: creditedBytes, byteCount: bytes, sentNs: sentNs))
+                InFlight(endBytes: sentBytes, creditedBytes: creditedBytes, sentNs: sentNs))
             pages.counters.wireBytes.add(bytes)
             pages.counters.count(result)
             pages.counters.cpuNs.set(Instant.threadCPUNs())
@@ -174,7 +173,7 @@ struct PullPushes: ~Copyable {
             guard frame.sentNs >= takenNs else { continue }
             window.credited(
                 PushWindow.Frame(
-                    byteCount: frame.byteCount, inFlightBytes: Int(frame.endBytes - frame.creditedBytes),
+                    inFlightBytes: Int(frame.endBytes - frame.creditedBytes),
                     tookNs: nowNs - frame.sentNs),
                 isFull: isFull, framesLeft: inFlight.count, nowNs: nowNs)
             isFull = false

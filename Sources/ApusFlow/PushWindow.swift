@@ -66,7 +66,6 @@ struct PushWindow: Sendable {
 
     /// A frame that has been credited.
     struct Frame: Sendable {
-        var byteCount: Int
         /// What was in flight when it was sent, itself included.
         var inFlightBytes: Int
         var tookNs: UInt64
@@ -104,12 +103,14 @@ struct PushWindow: Sendable {
 
     /// Pages of a frame; of a long way more, for only so many frames may be in flight.
     var framePages: Int {
-        let bytes = max(bytesPerNs * Self.frameNs, bytes * 2 / Double(Limits.batchesInFlight))
-        return min(max(Int(bytes) / Limits.pageBytes, 1), Limits.batchPages)
+        Self.pages(max(bytesPerNs * Self.frameNs, bytes * 2 / Double(Limits.batchesInFlight)))
     }
     private var frameBytes: Double { Double(framePages * Limits.pageBytes) }
     /// One frame is on the link while the next is made.
-    var bytesMin: Double { 2.25 * Double(max(Int(bytesPerNs * Self.frameNs) / Limits.pageBytes, 1) * Limits.pageBytes) }
+    var bytesMin: Double { 2.25 * Double(Self.pages(bytesPerNs * Self.frameNs) * Limits.pageBytes) }
+    private static func pages(_ bytes: Double) -> Int {
+        min(max(Int(bytes) / Limits.pageBytes, 1), Limits.batchPages)
+    }
 
     /// On a slow link one frame, which takes longer than all else.
     private func queueMaxNs(_ wayNs: Double) -> Double {

@@ -86,7 +86,7 @@ import Testing
                     nowNs = max(nowNs, first.credit)
                     window.credited(
                         .init(
-                            byteCount: first.bytes, inFlightBytes: first.inFlight, tookNs: UInt64(nowNs - first.sent)),
+                            inFlightBytes: first.inFlight, tookNs: UInt64(nowNs - first.sent)),
                         isFull: isFull, framesLeft: inFlight.count, nowNs: UInt64(nowNs))
                     isFull = false
                 }
@@ -172,7 +172,7 @@ import Testing
         for second in 1...100 as ClosedRange<UInt64> {
             for _ in 0..<10 {
                 window.credited(
-                    .init(byteCount: 1, inFlightBytes: 1, tookNs: second % 2 * 1_000_000_000), isFull: true,
+                    .init(inFlightBytes: 1, tookNs: second % 2 * 1_000_000_000), isFull: true,
                     framesLeft: 0, nowNs: second * 1_000_000_000)
             }
             #expect(window.bytes >= Double(Limits.pageBytes) && window.bytes <= PushWindow.bytesMax)

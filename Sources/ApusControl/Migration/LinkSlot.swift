@@ -70,8 +70,7 @@ final class LinkRouter<Event: Sendable>: Sendable {
             guard let take = takesFrames() else { return link.cut() }
             take(frame)
         case .hello, .welcome, .refusal, .batch, .fence, .credit, .want, .end, .handOver, .squeezedStream, .update,
-            .patchable,
-            .audit, .residence, .wanted, .reference, .referenceAnswer:
+            .patchable, .audit, .residence, .wanted, .reference, .referenceAnswer:
             link.cut()
         }
     }
