@@ -44,6 +44,8 @@ public struct Shortfall: Sendable, Equatable {
     public var linkBytesPerS: Double
     /// The pause that it would take now.
     public var neededMs: Double
+    /// The pause is short enough, but QEMU does not stop the guest.
+    public var fits: Bool
     public var elapsedMs: Double
 }
 

@@ -41,6 +41,8 @@ public struct SwitchGate: Sendable {
     public static let goodEnoughMs = 2.0
     /// The round that a guest stands through may take a tenth longer than the link's rate says.
     static let throughRoundDoubt = 1.1
+    /// Once it is open, QEMU has so many of its looks to stop the guest.
+    static let noticesToStop = 2.0
     /// A guest that calms down is waited for no longer than this.
     static let calmingMs = 3_000.0
 
@@ -52,6 +54,8 @@ public struct SwitchGate: Sendable {
     private var lowestRoundBytes = Double.infinity
     private var flatRounds = 0
     private var rungRound = 0
+    /// When it opened or took its latest rung: what follows takes as long as QEMU's notice.
+    private var actedMs = -Double.infinity
     /// Since when what is left has not fitted the pause, whatever was done.
     private var hopelessSinceMs: Double?
     private var calmingSinceMs: Double?
@@ -175,9 +179,10 @@ public struct SwitchGate: Sendable {
 
     /// What it would take.
     public func shortfall(_ sample: GateSample) -> Shortfall {
-        Shortfall(
-            dirtyBytesPerS: sample.dirtyBytesPerS, linkBytesPerS: sample.linkBytesPerS,
-            neededMs: forecast(sample).worstMs, elapsedMs: sample.elapsedMs)
+        let neededMs = forecast(sample).worstMs
+        return Shortfall(
+            dirtyBytesPerS: sample.dirtyBytesPerS, linkBytesPerS: sample.linkBytesPerS, neededMs: neededMs,
+            fits: neededMs <= maxDowntimeMs, elapsedMs: sample.elapsedMs)
     }
 
     // MARK: Decisions
@@ -205,7 +210,7 @@ public struct SwitchGate: Sendable {
         guard !isOpen, forecast.worstMs <= maxDowntimeMs else { return climb(sample) }
         hopelessSinceMs = nil
         if isWorthWaiting(sample) { return .wait }
-        isOpen = true
+        (isOpen, actedMs) = (true, sample.elapsedMs)
         // It is as slow as can be until QEMU has chosen its moment.
         if sample.qemuStops, slowed > 0 { slowed = Brake.hardest }
         return .open
@@ -233,13 +238,14 @@ public struct SwitchGate: Sendable {
         let since = hopelessSinceMs ?? sample.elapsedMs
         hopelessSinceMs = since
         if isPastDeadline(sample), !isOpen { return refuse() }
+        if isOpen, sample.elapsedMs - actedMs < Self.noticesToStop * sample.noticeMs { return .wait }
         let isLate = isLate(sample)
         // The curve may say already what a second round would show.
         let isHopeless = curve != nil && settleMs(sample, slowed) == nil
         guard flatRounds >= (isLate || isHopeless ? 1 : 2), sample.round >= rungRound + 2 else { return .wait }
         if !isLate, isCalming(sample) { return .wait }
         if let share = nextShare(sample) {
-            (slowed, rungRound, hopelessSinceMs) = (share, sample.round, nil)
+            (slowed, rungRound, actedMs, hopelessSinceMs) = (share, sample.round, sample.elapsedMs, nil)
             (flatRounds, lowestRoundBytes) = (0, sample.remainingBytes)
             // How far it comes then is a model: what was seen before counts until it is known.
             history = history.asPrior()

@@ -153,7 +153,8 @@ extension OutgoingMigration {
         func rate(_ bytesPerS: Double) -> String { String(format: "%.1f MB/s", bytesPerS / 1e6) }
         return
             "it writes \(rate(shortfall.dirtyBytesPerS)) of different memory, the link takes \(rate(shortfall.linkBytesPerS)), "
-            + "a pause now would take \(Int(shortfall.neededMs.rounded())) ms of the \(request.maxDowntimeMs) ms allowed."
+            + "a pause now would take \(Int(shortfall.neededMs.rounded())) ms of the \(request.maxDowntimeMs) ms allowed"
+            + (shortfall.fits ? ", but QEMU has not stopped it yet." : ".")
     }
 
     private static func seconds(_ ms: Double) -> String { String(format: "%.1f s", ms / 1000) }

@@ -56,6 +56,24 @@ import Testing
         #expect((0.1...0.26).contains(progress), "\(end), \(progress)")
     }
 
+    @Test("QEMU is given the time to choose its moment before a guest that fits is slowed down for it")
+    func chosenByQemu() {
+        var gate = SwitchGate(maxDowntimeMs: 255, ladder: Self.all)
+        var sample = GateSample()
+        (sample.linkBytesPerS, sample.noticeMs, sample.qemuStops) = (100e6, 100, true)
+        (sample.remainingBytes, sample.canSlowDown, sample.savedBytes) = (135_000, true, 1e9)
+        var said: [(ms: Double, SwitchGate.Decision)] = []
+        // A guest that writes little: rounds of 2 ms, all alike.
+        for round in 2..<300 {
+            (sample.round, sample.elapsedMs) = (round, 1000 + Double(round) * 2)
+            gate.saw(.init(endMs: sample.elapsedMs, spanMs: 2, pages: 33))
+            let decision = gate.decide(sample)
+            if decision != .wait { said.append((sample.elapsedMs, decision)) }
+        }
+        #expect(said.first?.1 == .open && said.count > 1, "\(said)")
+        #expect(zip(said, said.dropFirst()).allSatisfy { $1.ms - $0.ms >= 200 }, "\(said)")
+    }
+
     @Test("what QEMU stops because nothing is left is foretold without pages") func nothingLeft() {
         var sample = GateSample()
         (sample.linkBytesPerS, sample.unconfirmedBytes) = (25e6, 250_000)
