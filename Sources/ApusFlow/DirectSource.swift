@@ -349,7 +349,8 @@ struct DirectSource: ~Copyable {
         sample.elapsedMs = looks.elapsedMs
         sample.round = Int(progress.round.now)
         sample.linkBytesPerS = link
-        sample.ratio = ratio.take(wireBytes: flow.literalBytes, pages: flow.dataPages)
+        ratio.take(flow)
+        (sample.ratio, sample.changedRatio) = (ratio.all, ratio.changed)
         sample.canSlowDown = brake.map { $0.failure == nil } ?? false
         if !sample.canSlowDown { gate.cannotSlowDown() }
         sample.expectStop(

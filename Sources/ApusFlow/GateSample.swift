@@ -12,6 +12,8 @@ public struct GateSample: Sendable, Equatable {
     public var doubtBytes: Double = 0
     /// What rounds between the gate's opening and the guest's stop will probably take of `remainingBytes`.
     public var closedBytes: Double = 0
+    /// Wire bytes of QEMU's small blocks that will probably travel between the gate's opening and the guest's stop.
+    public var earlyBytes: Double = 0
     /// Guest memory dirtied per second, in bytes, as it was seen in the last round.
     public var dirtyBytesPerS: Double = 0
     /// Milliseconds since this round began.
@@ -20,6 +22,8 @@ public struct GateSample: Sendable, Equatable {
     public var linkBytesPerS: Double = 0
     /// Wire bytes per byte of guest data, of late.
     public var ratio: Double = 1
+    /// The same of pages that have changed. Of what is left for the stop, all have.
+    public var changedRatio: Double = 1
     /// Wire bytes sent but not yet installed.
     public var unconfirmedBytes: Double = 0
     /// Wire bytes that plain QEMU would have sent beyond ours so far.
@@ -54,8 +58,8 @@ public struct GateSample: Sendable, Equatable {
 }
 
 extension GateSample {
-    /// From the end of the last round to the stop, of vCPUs that stand: QEMU waits for them when it stops them.
-    static func stopMs(noticeMs: Double) -> Double { noticeMs + Brake.periodMs / 2 }
+    /// From the end of the last round to the stop, of vCPUs that stand: QEMU gets hold of them in the moments that they are given.
+    static func stopMs(noticeMs: Double) -> Double { noticeMs + 1.5 * Brake.periodMs }
 
     /// Its vCPUs can be made to stand still before QEMU stops them.
     func mayStand(_ gate: SwitchGate) -> Bool { canSlowDown && gate.mayStand && !qemuStops }
@@ -65,7 +69,7 @@ extension GateSample {
     var withNothingLeft: GateSample {
         var sample = self
         (sample.remainingBytes, sample.closedBytes, sample.doubtBytes, sample.heldBytes) = (0, 0, 0, 0)
-        (sample.dirtyBytesPerS, sample.standing) = (0, .no)
+        (sample.dirtyBytesPerS, sample.standing, sample.earlyBytes) = (0, .no, 0)
         return sample
     }
 
@@ -79,33 +83,42 @@ extension GateSample {
         pagesPerS: Double
     ) {
         let pageBytes = Double(Limits.pageBytes)
-        let pageMs = pageBytes * ratio / max(linkBytesPerS, 1) * 1000
-        let sendMs = readyPages * pageMs
-        (noticeMs, qemuStops) = (closing.noticeMs, closing.qemuStops)
-        let stands = mayStand(gate) && gate.letsStand(noticeMs: noticeMs, pageMs: pageMs)
-        let stopMs = Self.stopMs(noticeMs: noticeMs)
-        standing = stands ? .afterRound(ms: stopMs) : .no
-        let spanMs = stands ? sendMs : sendMs + noticeMs
+        let sendMs = readyPages * pageBytes * ratio / max(linkBytesPerS, 1) * 1000
+        (noticeMs, qemuStops, heldBytes) = (closing.noticeMs, closing.qemuStops, heldPages * pageBytes)
         // A long round says too little of a short one, so the curve is asked first.
-        let written = min(gate.expectedPages(inMs: spanMs) ?? pagesPerS * spanMs / 1000, pagesMax)
-        heldBytes = heldPages * pageBytes
-        remainingBytes = written * pageBytes + heldBytes
-        doubtBytes = written * gate.doubt * pageBytes
-        if let roundMs = closing.roundMs, let curve = gate.curve {
-            // While it stands, too, its pages travel.
-            let left =
-                stands
-                ? max(written - stopMs / pageMs, 0)
-                : curve.left(
-                    of: gate.expectedPages(inMs: sendMs) ?? written, pageMs: pageMs, forMs: noticeMs, roundMs: roundMs,
-                    running: 1 - gate.slowed)
-            closedBytes = max(written - left, 0) * pageBytes
+        func written(inMs spanMs: Double) -> Double {
+            min(gate.expectedPages(inMs: spanMs) ?? pagesPerS * spanMs / 1000, pagesMax)
         }
+        func leaving(_ pages: Double, of written: Double, _ standing: Standing) -> GateSample {
+            var sample = self
+            sample.standing = standing
+            sample.remainingBytes = written * pageBytes + heldBytes
+            sample.doubtBytes = written * gate.doubt * pageBytes
+            sample.closedBytes = max(written - pages, 0) * pageBytes
+            let spanMs = standing == .no ? noticeMs : Self.stopMs(noticeMs: noticeMs)
+            sample.earlyBytes = min(SwitchGate.deviceBytes, spanMs / 1000 * linkBytesPerS)
+            return sample
+        }
+        // Until it stops rounds go on, beside QEMU's small blocks.
+        let deviceMs = SwitchGate.deviceBytes / max(linkBytesPerS, 1) * 1000
+        let changedMs = pageBytes * changedRatio / max(linkBytesPerS, 1) * 1000
+        let (running, stopMs) = (written(inMs: sendMs + noticeMs), Self.stopMs(noticeMs: noticeMs))
+        var left = running
+        if let roundMs = closing.roundMs, let curve = gate.curve {
+            left = curve.left(
+                of: written(inMs: sendMs + min(deviceMs, noticeMs)), pageMs: changedMs,
+                forMs: max(noticeMs - deviceMs, 0), roundMs: roundMs, running: 1 - gate.slowed)
+        }
+        self = leaving(left, of: running, .no)
         guard mayStand(gate) else { return }
+        let sent = written(inMs: sendMs)
+        let standing = leaving(
+            closing.roundMs == nil ? sent : max(sent - max(stopMs - deviceMs, 0) / changedMs, 0), of: sent,
+            .afterRound(ms: stopMs))
+        if gate.prefers(standing, to: self) { self = standing }
         // This round's pages are known, what it writes meanwhile is not. One that was slowed down may be late with its work, and
         // writes as fast as it can whenever it runs.
-        var through = self
-        (through.standing, through.closedBytes) = (.throughRound(ms: sendMs + stopMs), 0)
+        let through = leaving(sent, of: sent, .throughRound(ms: sendMs + stopMs))
         if gate.slowed > 0 || gate.prefers(through, to: self) { self = through }
     }
 }

@@ -3,8 +3,9 @@ internal import ApusSystem
 /// What may be done about a guest that writes more than the link carries within the allowed pause, the mildest first.
 ///
 /// ```
-///   rounds get no shorter        slow down   the vCPUs stand still for the least share of the time with which rounds end; more,
-///     and do not fit the pause     |         if they do not
+///   rounds get no shorter, or    slow down   the vCPUs stand still for the least share of the time with which rounds end; where
+///     surely will not, and do      |         they do not, half of what was left to them, and so on
+///     not fit the pause            |
 ///                                hand over   the guest moves, the rest is fetched
 ///                                  |
 ///                                refuse      when it has not calmed down within the patience, or at the deadline
@@ -40,6 +41,7 @@ public struct Ladder: Sendable, Equatable {
 
 /// What keeps a guest from being moved, in numbers.
 public struct Shortfall: Sendable, Equatable {
+    /// Of different memory, in a round that sends what is left now: a longer one, as the first pass, finds less of the same guest.
     public var dirtyBytesPerS: Double
     public var linkBytesPerS: Double
     /// The pause that it would take now.

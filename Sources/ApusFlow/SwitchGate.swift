@@ -6,7 +6,8 @@ internal import ApusSystem
 ///   what is left fits the pause, and      another round, or a moment's patience, makes much less of it      wait
 ///                                         else                                                              open
 ///   does not fit, and rounds              get shorter                                                       wait
-///                                         do not, twice in a row (once: the curve or a deadline says so)    ladder
+///                                         do not, twice in a row (once: the curve or a deadline says so;    ladder
+///                                         not at all: the curve is sure of it)
 /// ```
 ///
 /// The ladder, as far as the operator allows: ``Ladder``. History: every look at the guest's writing goes into ``saw(_:)``.
@@ -27,7 +28,7 @@ public struct SwitchGate: Sendable {
 
     /// Loading the device state, hand-over and resume: what a stop costs with nothing left to send, and by how much it may be
     /// more. As measured, of a VM that was never moved.
-    public static let fixedMs = 7.0
+    public static let fixedMs = 8.0
     static let fixedDoubtMs = 3.0
     /// Wire bytes of the device state of an ordinary VM.
     public static let deviceBytes = 150_000.0
@@ -134,17 +135,18 @@ public struct SwitchGate: Sendable {
         let remainingMs = net > 0 ? sample.remainingBytes / net * 1000 + fixedMs : nil
         func pauseMs(_ bytes: Double) -> Double { bytes / link * 1000 + fixedMs + sample.standing.ms }
         if case .throughRound = sample.standing {
-            let stopBytes = sample.heldBytes * sample.ratio + sample.unconfirmedBytes + Self.deviceBytes
-            let downtimeMs = pauseMs(stopBytes)
+            let stopBytes = sample.heldBytes * sample.changedRatio + sample.unconfirmedBytes + Self.deviceBytes
             let doubtMs = sample.standing.ms * (Self.throughRoundDoubt - 1)
             return GateForecast(
-                downtimeMs: downtimeMs, worstMs: downtimeMs + Self.fixedDoubtMs + Brake.periodMs + doubtMs,
-                stopBytes: stopBytes, remainingMs: remainingMs)
+                downtimeMs: pauseMs(stopBytes - sample.earlyBytes),
+                worstMs: pauseMs(stopBytes) + Self.fixedDoubtMs + Brake.periodMs + doubtMs, stopBytes: stopBytes,
+                remainingMs: remainingMs)
         }
         let stopBytes = pageBytes + Self.deviceBytes
         return GateForecast(
-            downtimeMs: pauseMs(stopBytes - sample.closedBytes * sample.ratio),
-            worstMs: pauseMs(stopBytes + sample.doubtBytes * sample.ratio) + Self.fixedDoubtMs, stopBytes: stopBytes,
+            downtimeMs: pauseMs(stopBytes - sample.closedBytes * sample.changedRatio - sample.earlyBytes),
+            worstMs: pauseMs(stopBytes + sample.doubtBytes * sample.changedRatio) + Self.fixedDoubtMs,
+            stopBytes: stopBytes,
             remainingMs: remainingMs)
     }
 
@@ -159,19 +161,9 @@ public struct SwitchGate: Sendable {
     private func pageBytes(_ sample: GateSample) -> Double {
         // Stopping takes QEMU up to 100 ms to notice; meanwhile the round goes on and the guest dirties on.
         let dirtied = sample.dirtyBytesPerS * sample.roundMs / 1000
-        return (sample.remainingBytes + dirtied) * sample.ratio + sample.unconfirmedBytes
+        return (sample.remainingBytes + dirtied) * sample.changedRatio + sample.unconfirmedBytes
     }
 
-    /// A guest that writes more until QEMU has stopped it than the link carries meanwhile is to stand still from the end of
-    /// this round on: that is the shorter pause.
-    ///
-    /// - Parameters:
-    ///   - noticeMs: so long it takes QEMU.
-    ///   - pageMs: the link's time for a page.
-    func letsStand(noticeMs: Double, pageMs: Double) -> Bool {
-        guard let pages = expectedPages(inMs: noticeMs) else { return false }
-        return pages * pageMs > noticeMs
-    }
     var mayStand: Bool { ladder.slowsDown }
 
     /// The pause of a guest that QEMU stops because next to nothing is left.
@@ -180,8 +172,10 @@ public struct SwitchGate: Sendable {
     /// What it would take.
     public func shortfall(_ sample: GateSample) -> Shortfall {
         let neededMs = forecast(sample).worstMs
+        let roundMs = max(sample.remainingBytes * sample.changedRatio / max(sample.linkBytesPerS, 1) * 1000, 1)
+        let next = expectedPages(inMs: roundMs).map { $0 * 4096 / roundMs * 1000 }
         return Shortfall(
-            dirtyBytesPerS: sample.dirtyBytesPerS, linkBytesPerS: sample.linkBytesPerS, neededMs: neededMs,
+            dirtyBytesPerS: next ?? sample.dirtyBytesPerS, linkBytesPerS: sample.linkBytesPerS, neededMs: neededMs,
             fits: neededMs <= maxDowntimeMs, elapsedMs: sample.elapsedMs)
     }
 
@@ -240,9 +234,10 @@ public struct SwitchGate: Sendable {
         if isPastDeadline(sample), !isOpen { return refuse() }
         if isOpen, sample.elapsedMs - actedMs < Self.noticesToStop * sample.noticeMs { return .wait }
         let isLate = isLate(sample)
-        // The curve may say already what a second round would show.
-        let isHopeless = curve != nil && settleMs(sample, slowed) == nil
-        guard flatRounds >= (isLate || isHopeless ? 1 : 2), sample.round >= rungRound + 2 else { return .wait }
+        // The curve may say already what another round would show.
+        let isHopeless = isHopeless(sample)
+        let isFlat = flatRounds >= (isLate || isHopeless ? 1 : 2) && sample.round >= rungRound + 2
+        guard isFlat || isHopeless && isKnown(sample) && sample.round > rungRound else { return .wait }
         if !isLate, isCalming(sample) { return .wait }
         if let share = nextShare(sample) {
             (slowed, rungRound, actedMs, hopelessSinceMs) = (share, sample.round, sample.elapsedMs, nil)
@@ -289,8 +284,10 @@ public struct SwitchGate: Sendable {
     /// The least that makes the rounds end, in time if there is a deadline; nil: nothing does.
     private func nextShare(_ sample: GateSample) -> Double? {
         guard ladder.slowsDown, sample.canSlowDown else { return nil }
-        let harder = Ladder.shares.filter { $0 > slowed }
-        // Nothing is known of the guest: half its speed, and so on.
+        // A rung that was too little has shown that what is known of the guest is not enough: half its speed, and so on.
+        let harder = Ladder.shares.filter {
+            $0 > slowed && (slowed == 0 || 1 - $0 <= (1 - slowed) / 2 || $0 == Brake.hardest)
+        }
         guard curve != nil else { return harder.first { 1 - $0 <= (1 - slowed) / 2 } }
         let leftMs = ladder.deadlineMs.map { $0 - ladder.handOverMs - sample.elapsedMs } ?? .infinity
         let ending = harder.compactMap { share in settleMs(sample, share).map { (share, $0) } }
@@ -303,11 +300,22 @@ public struct SwitchGate: Sendable {
     /// Pages cannot be fetched later.
     public mutating func cannotHandOver() { ladder.handsOver = false }
 
+    /// The rounds will not end, as fast as the guest runs now.
+    private func isHopeless(_ sample: GateSample) -> Bool { curve != nil && settleMs(sample, slowed) == nil }
+
+    /// The guest was looked at as it runs now, and rounds would not end either if it wrote less than expected by two standard
+    /// deviations, or the last one has shown it.
+    private func isKnown(_ sample: GateSample) -> Bool {
+        let own = history.looks.count { $0.endMs >= 0 }
+        guard history.looks.isEmpty || own >= WorkingSetHistory.ownLooks, let curve else { return false }
+        return flatRounds > 0 || settleMs(sample, slowed, curve.scaled(1 - doubt)) == nil
+    }
+
     /// How long the rounds take until what is left fits the pause, with the vCPUs stopped for this share of the time; nil:
     /// they do not end.
-    private func settleMs(_ sample: GateSample, _ share: Double) -> Double? {
-        guard let curve else { return nil }
-        let pageMs = sample.ratio * 4096 / max(sample.linkBytesPerS, 1) * 1000
+    private func settleMs(_ sample: GateSample, _ share: Double, _ other: WorkingSet? = nil) -> Double? {
+        guard let curve = other ?? curve else { return nil }
+        let pageMs = sample.changedRatio * 4096 / max(sample.linkBytesPerS, 1) * 1000
         return curve.settleMs(
             from: max(sample.remainingBytes / 4096, 1), pageMs: pageMs, noticeMs: sample.unsentMs, running: 1 - share,
             freeMs: freeMs(sample, share))

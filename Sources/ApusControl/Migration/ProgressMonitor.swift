@@ -57,7 +57,8 @@ struct ProgressMonitor: Sendable {
         var ns: UInt64
         var wireBytes: UInt64
         var literalBytes: UInt64
-        var dataBytes: UInt64
+        var dataPages: UInt64
+        var samePages: UInt64
     }
     /// The vCPUs of a guest that goes by the stream port.
     struct Pedal: Sendable {
@@ -118,7 +119,7 @@ struct ProgressMonitor: Sendable {
         points.append(
             Point(
                 ns: nowNs, wireBytes: flow.wireBytes, literalBytes: flow.literalBytes,
-                dataBytes: flow.dataPages * 4096))
+                dataPages: flow.dataPages, samePages: flow.samePages))
         while points.count > 2 && nowNs - points[1].ns > Self.windowNs { points.removeFirst() }
         watchStall(flow, nowNs)
         let first = points[0]
@@ -132,8 +133,6 @@ struct ProgressMonitor: Sendable {
         }
         guard let ram = info?.ram else { return nil }
 
-        let dataBytes = flow.dataPages * 4096 - first.dataBytes
-        let ratio = dataBytes > 0 ? min(1.1, Double(flow.literalBytes - first.literalBytes) / Double(dataBytes)) : 1
         noteRound(ram, nowNs, pedal)
         var gateSample = GateSample()
         if round >= 2 { endFirstRound(flow) }
@@ -144,7 +143,12 @@ struct ProgressMonitor: Sendable {
         gateSample.dirtyBytesPerS = dirtyBytesPerS
         gateSample.roundMs = Double(nowNs - roundStartNs) / 1e6
         gateSample.linkBytesPerS = max(Double(flow.linkBytesPerS), progress.rateBytesPerS)
-        gateSample.ratio = ratio
+        if flow.dataPages > first.dataPages {
+            (gateSample.ratio, gateSample.changedRatio) = EncodingRatio.of(
+                wireBytes: flow.literalBytes - min(first.literalBytes, flow.literalBytes),
+                pages: flow.dataPages - first.dataPages,
+                samePages: flow.samePages - min(first.samePages, flow.samePages))
+        }
         gateSample.unconfirmedBytes = Double(flow.unconfirmedBytes)
         gateSample.savedBytes = Double(flow.plainBytes) - Double(flow.wireBytes)
         (gateSample.noticeMs, gateSample.qemuStops) = (Self.noticeMs, true)

@@ -1,18 +1,38 @@
 internal import ApusMemory
 
 /// Wire bytes per byte of guest memory, of late: what is sent again is encoded in another way than the first pass.
-struct EncodingRatio: Sendable {
+public struct EncodingRatio: Sendable {
     private var wireBytes: UInt64 = 0
     private var pages: UInt64 = 0
-    private var latest = 1.0
+    private var samePages: UInt64 = 0
+    /// Of all pages, and of those that had changed.
+    public private(set) var all = 1.0
+    public private(set) var changed = 1.0
     /// Fewer pages say too little.
-    private static let pagesMin: UInt64 = 256
+    private static let pagesMin: UInt64 = 64
 
-    mutating func take(wireBytes: UInt64, pages: UInt64) -> Double {
-        guard pages >= self.pages + Self.pagesMin else { return latest }
-        let bytes = Double(pages - self.pages) * Double(Limits.pageBytes)
-        latest = min(1.1, Double(wireBytes - min(self.wireBytes, wireBytes)) / bytes)
-        (self.wireBytes, self.pages) = (wireBytes, pages)
-        return latest
+    public init() {}
+
+    mutating func take(_ flow: FlowSample) {
+        guard flow.dataPages >= pages + Self.pagesMin else { return }
+        (all, changed) = Self.of(
+            wireBytes: flow.literalBytes - min(wireBytes, flow.literalBytes), pages: flow.dataPages - pages,
+            samePages: flow.samePages - min(samePages, flow.samePages), changed: changed)
+        (wireBytes, pages, samePages) = (flow.literalBytes, flow.dataPages, flow.samePages)
     }
+
+    /// - Parameters:
+    ///   - pages: more than none.
+    ///   - samePages: of these, found not to have changed.
+    ///   - changed: where all are.
+    public static func of(
+        wireBytes: UInt64, pages: UInt64, samePages: UInt64, changed: Double = 1
+    ) -> (all: Double, changed: Double) {
+        func ratio(_ pages: UInt64) -> Double {
+            min(most, Double(wireBytes) / Double(pages * UInt64(Limits.pageBytes)))
+        }
+        return (ratio(pages), samePages < pages ? ratio(pages - samePages) : changed)
+    }
+    /// Of pages that nothing makes smaller, with their frames.
+    private static var most: Double { 1.1 }
 }

@@ -48,7 +48,7 @@ public struct Closing: Sendable, Equatable, Codable {
     public var qemuStops = false
 
     /// QEMU sets up its migration, sends its small blocks and stops the guest.
-    public static let direct = Closing(roundMs: 2, noticeMs: 8)
+    public static let direct = Closing(roundMs: 2, noticeMs: 5)
     /// QEMU compares what is left with its limit every 100 ms.
     public static let stream = Closing(roundMs: nil, noticeMs: 50, qemuStops: true)
 }
@@ -113,8 +113,7 @@ extension Forecast {
     ) -> (low: Forecast, likely: Forecast, high: Forecast) {
         func scaled(_ factor: Double) -> Forecast {
             var other = input
-            other.workingSet.setPages *= factor
-            other.workingSet.driftPagesPerMs *= factor
+            other.workingSet = input.workingSet.scaled(factor)
             return forecast(other)
         }
         let spread = min(2 * input.workingSet.spread, 0.9)

@@ -94,9 +94,12 @@ struct ForetoldRounds {
     ///   - ready: pages written since `last` began; it was followed by a wait of `idleMs`.
     /// - Returns: the share of them that has changed.
     private func changedShare(_ ready: Double, _ last: Copying, _ idleMs: Double) -> Double {
-        let (set, running) = (input.workingSet, 1 - gate.slowed)
-        guard ready > 0, set.setPages > 0 else { return 1 }
-        let sentShare = min(last.pages / max(set.setPages, ready), 1)
+        let running = 1 - gate.slowed
+        guard ready > 0 else { return 1 }
+        let parts = input.workingSet.parts.map { part in
+            // A page that was not sent then is news.
+            (part, sentShare: min(last.pages / max(part.pages ?? input.pages, 1), 1))
+        }
         var changed = 1.0
         // How long this round takes depends on it.
         for _ in 0..<Self.guesses {
@@ -105,11 +108,14 @@ struct ForetoldRounds {
             for index in 0..<Self.ranks {
                 let rank = (Double(index) + 0.5) / Double(Self.ranks)
                 let untilMs = last.sentMs + idleMs + next.ms(rank)
-                same +=
-                    set.dirtied(inMs: untilMs, running: running)
-                    - set.dirtied(inMs: untilMs - last.ms(rank), running: running)
+                for ((set, _), sentShare) in parts {
+                    same +=
+                        sentShare
+                        * (set.dirtied(inMs: untilMs, running: running)
+                            - set.dirtied(inMs: untilMs - last.ms(rank), running: running))
+                }
             }
-            changed = 1 - sentShare * min(same / Double(Self.ranks) / ready, 1)
+            changed = 1 - min(same / Double(Self.ranks) / ready, 1)
         }
         return changed
     }
@@ -121,6 +127,7 @@ struct ForetoldRounds {
         (sample.elapsedMs, sample.round) = (elapsedMs, round)
         sample.linkBytesPerS = max(input.linkBytesPerS, 1)
         sample.ratio = bytesPerPage / Double(Limits.pageBytes)
+        sample.changedRatio = input.againBytesPerPage / Double(Limits.pageBytes)
         sample.canSlowDown = true
         sample.savedBytes = .infinity
         sample.expectStop(gate, input.closing, readyPages: ready, heldPages: 0, pagesMax: input.pages, pagesPerS: 0)
@@ -128,8 +135,8 @@ struct ForetoldRounds {
     }
 
     private func leftBytes(_ sample: GateSample) -> Double {
-        if case .throughRound = sample.standing { return sample.heldBytes * sample.ratio }
-        return (sample.remainingBytes - sample.closedBytes) * sample.ratio
+        if case .throughRound = sample.standing { return sample.heldBytes * sample.changedRatio }
+        return (sample.remainingBytes - sample.closedBytes) * sample.changedRatio
     }
 
     /// The pause, after the round that was begun.

@@ -4,33 +4,39 @@ internal import ApusSystem
 ///
 /// ```
 ///   pages
-///     |            _______------   dirtied(t) = set (1 - exp(-t / refill)) + drift t
+///     |            _______------   dirtied(t) = set (1 - exp(-t / refill)) + wide (1 - exp(-drift t / wide))
 ///     |      __---
 ///     |   _-           set     pages that are written again and again, the writable working set
 ///     |  /             refill  time in which all but a third of them have been written once, ms
 ///     | /              drift   pages that were not written for long, per ms
+///     |/               wide    how many of these there are; unknown: they never end, drift t
 ///     +--------------------- time since the last look, ms
 /// ```
 ///
-/// A guest that writes pages of a hot set at random is exactly this, with `refill` = set / writes per ms. The rounds of
-/// a migration differ in length, so they show the curve; see ``WorkingSetHistory``. All times are the guest's: those of one that
-/// is slowed down go by as slowly as its work; see ``CPUDemand``.
+/// A guest that writes pages of a hot set at random is exactly this, with `refill` = set / writes per ms; its kernel writes some
+/// pages more often than that, and then the hot set is the wide one. The rounds of a migration differ in length, so they show the
+/// curve; see ``WorkingSetHistory``. All times are the guest's: those of one that is slowed down go by as slowly as its work; see
+/// ``CPUDemand``.
 ///
 /// Source: writable working set and its history, Piao et al., BdCloud 2014; the curve is our reconstruction.
 public struct WorkingSet: Sendable, Equatable, Codable {
     public var setPages: Double
     public var refillMs: Double
     public var driftPagesPerMs: Double
+    /// nil: more than could be told.
+    public var widePages: Double?
     /// Standard deviation of what was seen from the curve, as a share of the curve.
     public var spread: Double
     public var demand: CPUDemand
 
     public init(
-        setPages: Double, refillMs: Double, driftPagesPerMs: Double, spread: Double = 0, demand: CPUDemand = .whole
+        setPages: Double, refillMs: Double, driftPagesPerMs: Double, widePages: Double? = nil, spread: Double = 0,
+        demand: CPUDemand = .whole
     ) {
         self.setPages = setPages
         self.refillMs = refillMs
         self.driftPagesPerMs = driftPagesPerMs
+        self.widePages = widePages
         self.spread = spread
         self.demand = demand
     }
@@ -43,7 +49,31 @@ public struct WorkingSet: Sendable, Equatable, Codable {
     /// Different pages written within `ms`.
     public func dirtied(inMs ms: Double) -> Double {
         guard ms > 0 else { return 0 }
-        return setPages * (1 - exponential(-ms / refillMs)) + driftPagesPerMs * ms
+        return setPages * (1 - exponential(-ms / refillMs)) + wide(inMs: ms)
+    }
+
+    private func wide(inMs ms: Double) -> Double {
+        guard let widePages, widePages > 0 else { return driftPagesPerMs * ms }
+        return widePages * (1 - exponential(-driftPagesPerMs * ms / widePages))
+    }
+
+    /// Its hot and its seldom written pages, each as a set of its own.
+    ///
+    /// - Returns: `pages`: that there are of them; nil: not known.
+    var parts: [(set: WorkingSet, pages: Double?)] {
+        let hot = WorkingSet(setPages: setPages, refillMs: refillMs, driftPagesPerMs: 0, demand: demand)
+        let wide = WorkingSet(
+            setPages: 0, refillMs: refillMs, driftPagesPerMs: driftPagesPerMs, widePages: widePages, demand: demand)
+        return [(hot, setPages), (wide, widePages)].filter { $0.set.setPages > 0 || $0.set.driftPagesPerMs > 0 }
+    }
+
+    /// The same guest, writing this many times the pages in the same time.
+    func scaled(_ factor: Double) -> WorkingSet {
+        var other = self
+        other.setPages *= factor
+        other.driftPagesPerMs *= factor
+        other.widePages = widePages.map { $0 * factor }
+        return other
     }
 }
 
@@ -156,24 +186,23 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
 
     /// The curve nearest to all looks; nil: there is none yet.
     ///
-    /// For each of many times `refill` the other two are the least squares, weighted so that a look counts by the share
-    /// it is wrong by. Both stay above zero. A drift is believed when the looks are much better told with it: it reaches
-    /// far beyond the longest of them.
+    /// For each of many times `refill` the set is the least squares, weighted so that a look counts by the share it is wrong by,
+    /// alone and with a drift, endless or over a wide set. All stay above zero. A drift is believed when the looks are much better
+    /// told with it, and its end when they are still better told: both reach far beyond the longest look.
     public var curve: WorkingSet? {
         guard let shortest = looks.map(\.spanMs).min(), let longest = looks.map(\.spanMs).max() else { return nil }
-        var (plain, drifting): (Fit?, Fit?)
-        var refillMs = shortest / 4
-        // A set that refills more slowly than this cannot be told from a drift.
-        while refillMs <= longest * 4 {
-            let sums = curveSums(refillMs: refillMs)
-            plain = [plain, sums.plain].compactMap { $0 }.min { $0.error < $1.error }
-            drifting = [drifting, sums.drifting].compactMap { $0 }.min { $0.error < $1.error }
-            refillMs *= Self.refillStep
+        let refills = shortest / 4...longest * 4
+        guard let plain = best(in: refills, step: Self.refillStep, { $0.plain }),
+            var other = best(in: refills, step: Self.refillStep, { $0.drifting })
+        else { return nil }
+        let isRough = plain.set.spread > Self.chance
+        if isRough, longest >= Self.wideSpans * shortest, let wide = wide(shortest, longest),
+            wide.error < Self.wideGain * other.error
+        {
+            other = wide
         }
-        guard let plain, let drifting else { return nil }
-        let isExact = drifting.error < Self.exactGain * plain.error
-        let isBetter = drifting.error < Self.driftGain * plain.error && plain.set.spread > Self.chance || isExact
-        var curve = isBetter ? drifting.set : plain.set
+        let isExact = other.error < Self.exactGain * plain.error
+        var curve = isExact || isRough && other.error < Self.driftGain * plain.error ? other.set : plain.set
         curve.demand = demand ?? .whole
         return curve
     }
@@ -181,11 +210,41 @@ public struct WorkingSetHistory: Sendable, Equatable, Codable {
     private static let refillStep = 1.05
     private static let driftGain = 0.5
     private static let exactGain = 0.02
+    private static let wideGain = 0.8
+    private static let wideStep = 1.25
+    /// Two sets can be told apart by looks that differ in length by so much.
+    private static let wideSpans = 8.0
     /// Looks at a guest that writes at random differ by this much anyway.
     private static let chance = 0.04
 
-    private func curveSums(refillMs: Double) -> CurveSums {
-        var sums = CurveSums(refillMs: refillMs)
+    private func best(
+        in range: ClosedRange<Double>, step: Double, wideMs: Double = .infinity, _ fit: (CurveSums) -> Fit
+    ) -> Fit? {
+        var best: Fit?
+        var refillMs = range.lowerBound
+        // A set that refills more slowly than the longest looks show cannot be told from a drift.
+        while refillMs <= range.upperBound {
+            let next = fit(curveSums(refillMs: refillMs, wideMs: wideMs))
+            if best.map({ next.error < $0.error }) ?? true { best = next }
+            refillMs *= step
+        }
+        return best
+    }
+
+    /// The best of all pairs of sets, roughly.
+    private func wide(_ shortest: Double, _ longest: Double) -> Fit? {
+        var best: Fit?
+        var wideMs = shortest * 2
+        while wideMs <= longest * 4 {
+            let next = self.best(in: shortest / 4...wideMs / 2, step: Self.wideStep, wideMs: wideMs) { $0.drifting }
+            if let next, best.map({ next.error < $0.error }) ?? true { best = next }
+            wideMs *= Self.wideStep
+        }
+        return best
+    }
+
+    private func curveSums(refillMs: Double, wideMs: Double) -> CurveSums {
+        var sums = CurveSums(refillMs: refillMs, wideMs: wideMs)
         var weight = 1.0
         for look in looks.reversed() {
             sums.add(look, weight: weight)
@@ -203,14 +262,17 @@ private struct Fit {
 /// Weighted sums of pages = set f + drift g, each look divided by its pages so that all lengths count alike.
 private struct CurveSums {
     let refillMs: Double
+    /// Of the wide set; infinite: a drift.
+    let wideMs: Double
     private var (ff, fg, gg, fy, gy, yy, total) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
-    init(refillMs: Double) { self.refillMs = refillMs }
+    init(refillMs: Double, wideMs: Double) { (self.refillMs, self.wideMs) = (refillMs, wideMs) }
 
     mutating func add(_ look: WorkingSetHistory.Look, weight: Double) {
         let size = max(look.pages, 1)
         let f = (1 - exponential(-look.spanMs / refillMs)) / size
-        let (g, y) = (look.spanMs / size, look.pages / size)
+        let newMs = wideMs.isFinite ? wideMs * (1 - exponential(-look.spanMs / wideMs)) : look.spanMs
+        let (g, y) = (newMs / size, look.pages / size)
         ff += weight * f * f
         fg += weight * f * g
         gg += weight * g * g
@@ -235,8 +297,9 @@ private struct CurveSums {
         return Fit(
             error: max(0, error),
             set: WorkingSet(
-                setPages: set, refillMs: refillMs, driftPagesPerMs: drift, spread: (max(0, error) / total).squareRoot())
-        )
+                setPages: set, refillMs: refillMs, driftPagesPerMs: drift,
+                widePages: wideMs.isFinite && drift > 0 ? drift * wideMs : nil,
+                spread: (max(0, error) / total).squareRoot()))
     }
 }
 

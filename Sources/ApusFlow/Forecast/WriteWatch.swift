@@ -4,7 +4,7 @@ internal import ApusSystem
 /// What a look at a running guest's writing has shown.
 public struct WriteWatch: Sendable {
     public var history: WorkingSetHistory
-    /// Share of a page, written twice, that had changed in between, by lines of 128 bytes; nil: no page was seen twice.
+    /// Share of a page, written in the last part, that has changed by that, in lines of 128 bytes; nil: not known.
     public var changedShare: Double?
 
     /// The pages that it wrote, as they are; nil: none.
@@ -17,19 +17,25 @@ public struct WriteWatch: Sendable {
     /// Looks in between: the first of them, and the growth from each to the next.
     static let firstLookMs = 25.0
     static let lookGrowth = 1.6
-    /// Pages that are kept to be compared.
-    private static let comparedMax = 256
     private static let lineBytes = 128
+    /// Fewer pages from anywhere tell less than those that had been written.
+    private static let comparedMin = 32
 
     /// Watches a guest for `seconds`. Blocks; the guest runs on, a little slower for every page that it writes anew after a
     /// part. Looks in between count only.
     public static func take(_ memory: DirectMemory, seconds: Double, linkBytesPerS: Double) throws -> WriteWatch {
         var watch = WriteWatch(history: WorkingSetHistory())
-        var comparison = Comparison()
+        // Of a guest that writes much, pages from anywhere tell what it writes. Of one that writes little hardly any of these is
+        // written, so some that it had written are kept, too.
+        var anywhere = Comparison()
+        var written = Comparison()
         // What was written since the tracker came belongs to no look.
         try memory.tracker.takeWritten { _, _, _ in }
         let began = Instant.now()
         for part in parts {
+            let isLast = part == parts.last
+            let data = isLast ? try memory.layout.dataRuns(memory.windows) : []
+            if isLast { try anywhere.keep(data, memory.reader) }
             let since = Instant.now()
             let partMs = part * seconds * 1000
             var lookMs = firstLookMs
@@ -42,68 +48,64 @@ public struct WriteWatch: Sendable {
             }
             pause(ms: max(0, partMs - Instant.now().ms(since: since)))
             let now = Instant.now()
-            var pages = 0.0
-            var written: [Run] = []
+            var runs: [PageRun] = []
             try memory.tracker.takeWritten { area, offset, byteCount in
-                pages += Double(byteCount / UInt64(Limits.pageBytes))
-                written.append(Run(area: area, offset: offset, byteCount: byteCount))
+                let first = memory.layout.blocks[area].firstPage + PageNumber(offset / UInt64(Limits.pageBytes))
+                runs.append((first, Int(byteCount / UInt64(Limits.pageBytes))))
             }
-            watch.add(pages: pages, since, now, began)
-            comparison.look(memory, written)
-            let runs = written.map { run in
-                let first = memory.layout.blocks[run.area].firstPage + PageNumber(run.offset / UInt64(Limits.pageBytes))
-                return (first: first, count: Int(run.byteCount / UInt64(Limits.pageBytes)))
+            watch.add(pages: Double(runs.reduce(0) { $0 + $1.count }), since, now, began)
+            guard isLast else {
+                try written.keep(runs, memory.reader)
+                continue
             }
-            if part == parts.last {
-                watch.place = WrittenPlace(of: runs, in: try memory.layout.dataRuns(memory.windows))
-                watch.written = try MemorySampler(runs, memory.reader)?.take(linkBytesPerS: linkBytesPerS)
-            }
+            try anywhere.compare(runs, memory.reader)
+            try written.compare(runs, memory.reader)
+            watch.changedShare = anywhere.pages >= comparedMin ? anywhere.share : written.share ?? anywhere.share
+            watch.place = WrittenPlace(of: runs, in: data)
+            watch.written = try MemorySampler(runs, memory.reader)?.take(linkBytesPerS: linkBytesPerS)
         }
-        watch.changedShare = comparison.share
         return watch
     }
+
+    private typealias PageRun = (first: PageNumber, count: Int)
 
     private mutating func add(pages: Double, _ since: Instant, _ now: Instant, _ began: Instant) {
         history.add(.init(endMs: now.ms(since: began), spanMs: now.ms(since: since), pages: pages))
     }
 
-    private struct Run {
-        var area: Int
-        var offset: UInt64
-        var byteCount: UInt64
-    }
-
-    /// Some written pages as they were, to be held against what they are when they have been written again.
+    /// Some pages as they were, to be held against what they are when they have been written.
     private struct Comparison: ~Copyable {
-        private var kept = PageBuffer(byteCount: comparedMax * Limits.pageBytes)
+        private static let pagesMax = 1024
+        private var kept = PageBuffer(byteCount: pagesMax * Limits.pageBytes)
         private var room = PageBuffer(byteCount: Limits.pageBytes)
-        private var slots: [UInt64: Int] = [:]
-        private var pages = 0
+        private var slots: [PageNumber: Int] = [:]
+        private(set) var pages = 0
         private var changedLines = 0
 
+        /// Of those that were compared; nil: none was.
         var share: Double? {
             let lines = pages * (Limits.pageBytes / lineBytes)
             return pages > 0 ? Double(changedLines) / Double(lines) : nil
         }
 
-        mutating func look(_ memory: DirectMemory, _ written: [Run]) {
-            // Later ones would be as good.
-            for run in written.prefix(4 * comparedMax) {
-                for offset in stride(from: run.offset, to: run.offset + run.byteCount, by: Limits.pageBytes) {
-                    let page = UInt64(run.area) << 52 | offset / UInt64(Limits.pageBytes)
-                    let known = slots[page]
-                    guard let slot = known ?? (slots.count < comparedMax ? slots.count : nil) else { continue }
-                    memory.windows[run.area].copyOut(
-                        at: offset, byteCount: Limits.pageBytes, to: &room, bufferOffset: 0)
-                    if known != nil { compare(slot) }
-                    slots[page] = slot
-                    Self.keep(room, in: &kept, slot)
-                }
+        /// Some of these, in the place of all that were kept.
+        mutating func keep(_ runs: [PageRun], _ reader: GuestReader) throws(SystemError) {
+            slots = [:]
+            for (slot, page) in WrittenSample.spread(runs, pagesMax: Self.pagesMax).enumerated() {
+                try reader.read(first: page, count: 1, into: &kept, at: slot * Limits.pageBytes)
+                slots[page] = slot
             }
         }
 
-        private static func keep(_ page: borrowing PageBuffer, in kept: inout PageBuffer, _ slot: Int) {
-            kept.write(page.bytes, at: slot * Limits.pageBytes)
+        /// - Parameter runs: written since.
+        mutating func compare(_ runs: [PageRun], _ reader: GuestReader) throws(SystemError) {
+            for run in runs {
+                for page in run.first..<run.first + PageNumber(run.count) {
+                    guard let slot = slots[page] else { continue }
+                    try reader.read(first: page, count: 1, into: &room, at: 0)
+                    compare(slot)
+                }
+            }
         }
 
         private mutating func compare(_ slot: Int) {

@@ -36,13 +36,14 @@ struct WrittenSample: ~Copyable, Sendable {
     private init(_ reader: GuestReader, _ runs: [(first: PageNumber, count: Int)]) {
         self.reader = reader
         allPages = runs.reduce(0) { $0 + $1.count }
-        pages = Self.spread(runs, allPages)
+        pages = Self.spread(runs, pagesMax: Self.pagesMax)
         sums = Array(repeating: 0, count: pages.count)
         latest = sums
     }
 
     /// One out of each of as many equal parts, never at the same place of it: guests have habits.
-    private static func spread(_ runs: [(first: PageNumber, count: Int)], _ allPages: Int) -> [PageNumber] {
+    static func spread(_ runs: [(first: PageNumber, count: Int)], pagesMax: Int) -> [PageNumber] {
+        let allPages = runs.reduce(0) { $0 + $1.count }
         let count = min(pagesMax, allPages)
         var pages: [PageNumber] = []
         var (run, before) = (0, 0)

@@ -165,10 +165,10 @@ import Testing
                 setPages: 15708, refillMs: 482, driftPagesPerMs: 0, spread: 0.024, demand: CPUDemand(share: 0.357)),
             span: 0.132...0.911, wireMB: 200, isSlowed: false),
         Planned(
-            pages: 41_622, firstBytesPerPage: 2720.4, againBytesPerPage: 3875.8,
+            pages: 41_036, firstBytesPerPage: 2744.5, againBytesPerPage: 4039.3,
             set: WorkingSet(
-                setPages: 16278, refillMs: 255.3, driftPagesPerMs: 0, spread: 0.02, demand: CPUDemand(share: 0.413)),
-            span: 0.123...0.71, wireMB: 273, isSlowed: true),
+                setPages: 15910, refillMs: 232, driftPagesPerMs: 0, spread: 0.074, demand: CPUDemand(share: 0.434)),
+            span: 0.122...0.712, wireMB: 244, isSlowed: true),
     ]
 
     @Test("what changes between two copies is foretold", arguments: planned.indices) func changes(_ index: Int) {

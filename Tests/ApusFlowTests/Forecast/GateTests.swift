@@ -29,6 +29,20 @@ import Testing
         #expect(end.pauseMs <= 300, "\(end)")
     }
 
+    @Test(
+        "what the first pass shows for sure is not tried, and a rung that was too little is followed by half of what it left"
+    )
+    func sureAndHalved() throws {
+        var world = GateWorld(guest(16_384, writesPerS: 85_000), Self.all)
+        #expect(try #require(world.run()).rungRound == 2)
+        // It has ten times the reserve that it seems to have.
+        world.demand = CPUDemand(share: 0.1)
+        world.measuredShare = 1
+        let end = try #require(world.run())
+        #expect(end.decision == .open && end.rungs > 1 && end.pauseMs <= 300, "\(end)")
+        #expect(zip(end.shares, end.shares.dropFirst()).allSatisfy { 1 - $1 <= (1 - $0) / 2 }, "\(end)")
+    }
+
     @Test("a guest with little work is slowed down far enough at once", arguments: [0.1, 0.3, 0.6])
     func slowedAtOnce(busyShare: Double) throws {
         var world = GateWorld(guest(16_384, writesPerS: 85_000), Self.all)
@@ -36,7 +50,7 @@ import Testing
         let end = try #require(world.run())
         #expect(end.decision == .open && end.rungs == 1 && end.pauseMs <= 300, "\(end)")
         // Where it is taken for one that computes all the time it gets there as well, rung by rung.
-        world.isMeasured = false
+        world.measuredShare = nil
         let climbed = try #require(world.run())
         #expect(climbed.decision == .open && climbed.pauseMs <= 300, "\(climbed)")
         #expect(climbed.rungs > 1 && climbed.ms > end.ms, "\(climbed) \(end)")

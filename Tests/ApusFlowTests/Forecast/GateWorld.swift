@@ -12,9 +12,9 @@ struct GateWorld {
     /// What it writes at speed 1.
     var guest: WorkingSet
     var canSlowDown = true
-    /// What its vCPUs have to do, and whether the gate is told.
-    var demand = CPUDemand.whole
-    var isMeasured = true
+    /// What its vCPUs have to do, and what the gate is told of it; nil: nothing.
+    var demand = CPUDemand.whole { didSet { measuredShare = demand.share } }
+    var measuredShare: Double? = 1
 
     init(_ guest: WorkingSet, maxDowntimeMs: Double = 300, _ ladder: Ladder = Ladder()) {
         self.guest = guest
@@ -30,7 +30,10 @@ struct GateWorld {
         var pauseMs: Double
         /// The largest share of the time that the vCPUs stood still.
         var slowed: Double
-        var rungs: Int
+        /// Asked for, one after the other, the first in this round.
+        var shares: [Double]
+        var rungRound: Int?
+        var rungs: Int { shares.count }
     }
 
     var noticeMs = 8.0
@@ -42,7 +45,8 @@ struct GateWorld {
 
     /// Runs until the gate decides for an end; nil: it does not, within an hour.
     func run() -> End? {
-        var (gate, ms, slowed, rungs) = (gate, 0.0, 0.0, 0)
+        var (gate, ms, slowed) = (gate, 0.0, 0.0)
+        var (shares, rungRound): ([Double], Int?) = ([], nil)
         var (left, lastReady) = (pages, Double.infinity)
         for round in 2...100_000 {
             let sendMs = max(left * pageMs, 1)
@@ -50,14 +54,13 @@ struct GateWorld {
             lastReady = left
             let spanMs = sendMs + idleMs
             let ran = demand.progress(running: 1 - slowed) * speed(ms)
-            if isMeasured { gate.saw(busyShare: demand.share) }
-            func guestMs(_ ms: Double) -> Double { gate.guestMs(ms, stoodMs: slowed * ms) }
-            for share in [0.05, 0.1, 0.25, 0.5] {
-                let pages = guest.dirtied(inMs: spanMs * share * ran)
-                gate.saw(.init(endMs: ms + spanMs * share, spanMs: guestMs(spanMs * share), pages: pages))
-            }
+            gate.saw(busyShare: measuredShare)
             let written = guest.dirtied(inMs: spanMs * ran)
-            gate.saw(.init(endMs: ms + spanMs, spanMs: guestMs(spanMs), pages: written))
+            for share in [0.02, 0.05, 0.1, 0.25, 0.5, 1] {
+                let lookMs = spanMs * share
+                let pages = guest.dirtied(inMs: lookMs * ran)
+                gate.saw(TimedLook(endMs: ms + lookMs, spanMs: lookMs, stoodMs: slowed * lookMs, pages: pages))
+            }
             ms += spanMs
             var sample = GateSample()
             sample.elapsedMs = ms
@@ -74,14 +77,17 @@ struct GateWorld {
             left = max(written, 1)
             switch decision {
             case .wait: break
-            case .slowDown(let share): (slowed, rungs) = (max(slowed, share), rungs + 1)
+            case .slowDown(let share):
+                slowed = max(slowed, share)
+                shares.append(share)
+                rungRound = rungRound ?? round
             case .open, .handOver, .refuse:
                 let ran = demand.progress(running: 1 - slowed) * speed(ms)
                 let last = guest.dirtied(inMs: (left * pageMs + (qemuStops ? 0 : noticeMs)) * ran)
                 return End(
                     decision: decision, ms: ms, rounds: round,
                     pauseMs: last * pageMs + SwitchGate.fixedMs + SwitchGate.deviceBytes / sample.linkBytesPerS * 1000,
-                    slowed: slowed, rungs: rungs)
+                    slowed: slowed, shares: shares, rungRound: rungRound)
             }
             if ms > Self.limitMs { return nil }
         }

@@ -14,6 +14,25 @@ private struct Writer {
         return Double(seen.count)
     }
 
+    /// As a plan watches it: three parts, and in each looks at all that was written since it began.
+    func watched(seconds: Double, seed: UInt64) -> WorkingSetHistory {
+        var random = SplitMix(state: seed)
+        var history = WorkingSetHistory()
+        var now = 0.0
+        for part in WriteWatch.parts {
+            var seen: Set<Int> = []
+            var (at, lookMs, partMs) = (0.0, WriteWatch.firstLookMs, part * seconds * 1000)
+            while at < partMs {
+                let next = lookMs * WriteWatch.lookGrowth < partMs ? lookMs : partMs
+                for _ in 0..<Int((next - at) * writesPerMs) { seen.insert(self.next(&random)) }
+                (at, lookMs) = (next, lookMs * WriteWatch.lookGrowth)
+                history.add(.init(endMs: now + at, spanMs: at, pages: Double(seen.count)))
+            }
+            now += partMs
+        }
+        return history
+    }
+
     func history(_ spansMs: [Double], seed: UInt64) -> WorkingSetHistory {
         var random = SplitMix(state: seed)
         var history = WorkingSetHistory()
@@ -50,6 +69,41 @@ struct SplitMix: RandomNumberGenerator {
         for ms in [10.0, 35, 90, 250, 1000, 3000] {
             let real = writer.pages(inMs: ms, &random)
             #expect(abs(curve.dirtied(inMs: ms) - real) < 0.09 * real + 3, "\(ms) ms: \(real)")
+        }
+    }
+
+    /// What every guest has besides: some pages of its kernel's, written all the time.
+    @Test("a large set is told beside a small one, far beyond what was watched", arguments: Array(1...8) as [UInt64])
+    func widerSet(seed: UInt64) throws {
+        let writer = Writer(
+            next: {
+                Double.random(in: 0..<1, using: &$0) < 0.46
+                    ? -Int.random(in: 1...180, using: &$0) : .random(in: 0..<16_384, using: &$0)
+            },
+            writesPerMs: 11.3)
+        let curve = try #require(writer.watched(seconds: 2, seed: seed).curve)
+        var random = SplitMix(state: seed &+ 99)
+        for ms in [30.0, 120, 500, 1400, 2500, 5000] {
+            let real = writer.pages(inMs: ms, &random)
+            // Beyond what was watched chance counts for more.
+            let doubt = ms <= 2500 ? 0.09 : 0.15
+            #expect(abs(curve.dirtied(inMs: ms) - real) < doubt * real + 3, "\(ms) ms: \(real), \(curve)")
+        }
+    }
+
+    @Test("a small set is told beside one that is written within a round", arguments: Array(1...4) as [UInt64])
+    func smallSet(seed: UInt64) throws {
+        let writer = Writer(
+            next: {
+                Double.random(in: 0..<1, using: &$0) < 0.85
+                    ? -Int.random(in: 1...60, using: &$0) : .random(in: 0..<2048, using: &$0)
+            }, writesPerMs: 6.1)
+        let spansMs: [Double] = [25, 50, 100, 200, 400, 800, 1600, 3200, 5000, 500, 100, 20, 10]
+        let curve = try #require(writer.history(spansMs, seed: seed).curve)
+        var random = SplitMix(state: seed &+ 99)
+        for ms in [10.0, 30, 100, 1000, 4000] {
+            let real = writer.pages(inMs: ms, &random)
+            #expect(abs(curve.dirtied(inMs: ms) - real) < 0.15 * real + 3, "\(ms) ms: \(real), \(curve)")
         }
     }
 
