@@ -75,16 +75,19 @@ extension RealGuests {
                     "ladder | stream, half | \(summary.totalMs) ms, \(summary.downtimeMs ?? -1) ms down, "
                         + "predicted \(summary.predictedDowntimeMs ?? -1), to \(summary.slowedTo ?? -1) | \(ended.notes)"
                 )
-                // How far it takes depends on the host: on a busy one it writes less, and may need nothing. Each step is a small
-                // one, and needed.
+                // How far it takes depends on the host: on a busy one it writes less, and may need nothing. The first step is not the
+                // last, and each is needed.
                 let steps = ended.notes.compactMap {
                     $0.firstMatch(
-                        of: /slowed down to (\d+) % .* a pause now would take (\d+) ms of the 300 ms allowed\./)
+                        of: /slowed down to (\d+) % .* a pause now would take (\d+) ms of the 300 ms allowed(.*)/)
                 }
                 #expect(steps.isEmpty == (summary.slowedTo == nil), "\(ended.notes)")
-                #expect(steps.first.flatMap { Int($0.1) }.map { $0 > 5 } ?? true, "\(ended.notes)")
+                #expect(steps.first.flatMap { Int($0.1) }.map { $0 > 2 } ?? true, "\(ended.notes)")
                 // What QEMU does not count makes the pause longer than what it is given.
-                #expect(steps.allSatisfy { Int($0.2).map { $0 > 250 } == true }, "\(ended.notes)")
+                let needed = steps.allSatisfy {
+                    Int($0.2).map { $0 > 250 } == true || $0.3.contains("QEMU has not stopped it")
+                }
+                #expect(needed, "\(ended.notes)")
                 #expect(summary.downtimeMs.map { $0 <= Double(Self.maxDowntimeMs) } == true, "\(summary)")
                 #expect(summary.predictedDowntimeMs != nil, "\(summary)")
             }
