@@ -46,8 +46,8 @@ public struct Shortfall: Sendable, Equatable {
     public var linkBytesPerS: Double
     /// The pause that it would take now.
     public var neededMs: Double
-    /// The pause is short enough, but QEMU does not stop the guest.
-    public var fits: Bool
+    /// It is short enough, the gate is open, but QEMU does not stop the guest.
+    public var waitsForQemu: Bool
     public var elapsedMs: Double
 }
 

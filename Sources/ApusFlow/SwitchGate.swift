@@ -176,7 +176,7 @@ public struct SwitchGate: Sendable {
         let next = expectedPages(inMs: roundMs).map { $0 * 4096 / roundMs * 1000 }
         return Shortfall(
             dirtyBytesPerS: next ?? sample.dirtyBytesPerS, linkBytesPerS: sample.linkBytesPerS, neededMs: neededMs,
-            fits: neededMs <= maxDowntimeMs, elapsedMs: sample.elapsedMs)
+            waitsForQemu: isOpen && neededMs <= maxDowntimeMs, elapsedMs: sample.elapsedMs)
     }
 
     // MARK: Decisions

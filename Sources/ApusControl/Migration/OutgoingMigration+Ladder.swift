@@ -154,7 +154,7 @@ extension OutgoingMigration {
         return
             "it writes \(rate(shortfall.dirtyBytesPerS)) of different memory, the link takes \(rate(shortfall.linkBytesPerS)), "
             + "a pause now would take \(Int(shortfall.neededMs.rounded())) ms of the \(request.maxDowntimeMs) ms allowed"
-            + (shortfall.fits ? ", but QEMU has not stopped it yet." : ".")
+            + (shortfall.waitsForQemu ? ", but QEMU has not stopped it yet." : ".")
     }
 
     private static func seconds(_ ms: Double) -> String { String(format: "%.1f s", ms / 1000) }

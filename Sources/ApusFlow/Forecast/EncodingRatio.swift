@@ -6,12 +6,10 @@ public struct EncodingRatio: Sendable {
     private var pages: UInt64 = 0
     private var samePages: UInt64 = 0
     /// Of all pages, and of those that had changed.
-    public private(set) var all = 1.0
-    public private(set) var changed = 1.0
+    private(set) var all = 1.0
+    private(set) var changed = 1.0
     /// Fewer pages say too little.
     private static let pagesMin: UInt64 = 64
-
-    public init() {}
 
     mutating func take(_ flow: FlowSample) {
         guard flow.dataPages >= pages + Self.pagesMin else { return }

@@ -72,39 +72,38 @@ struct SplitMix: RandomNumberGenerator {
         }
     }
 
-    /// What every guest has besides: some pages of its kernel's, written all the time.
-    @Test("a large set is told beside a small one, far beyond what was watched", arguments: Array(1...8) as [UInt64])
-    func widerSet(seed: UInt64) throws {
-        let writer = Writer(
+    /// A hot set, and what every guest has besides: some pages of its kernel's, written all the time.
+    private func writer(hotPages: Int, kernelPages: Int, kernelShare: Double, writesPerMs: Double) -> Writer {
+        Writer(
             next: {
-                Double.random(in: 0..<1, using: &$0) < 0.46
-                    ? -Int.random(in: 1...180, using: &$0) : .random(in: 0..<16_384, using: &$0)
-            },
-            writesPerMs: 11.3)
-        let curve = try #require(writer.watched(seconds: 2, seed: seed).curve)
+                Double.random(in: 0..<1, using: &$0) < kernelShare
+                    ? -Int.random(in: 1...kernelPages, using: &$0) : .random(in: 0..<hotPages, using: &$0)
+            }, writesPerMs: writesPerMs)
+    }
+
+    private func expect(_ curve: WorkingSet, tells writer: Writer, seed: UInt64, _ doubts: [Double: Double]) {
         var random = SplitMix(state: seed &+ 99)
-        for ms in [30.0, 120, 500, 1400, 2500, 5000] {
+        for (ms, doubt) in doubts.sorted(by: { $0.key < $1.key }) {
             let real = writer.pages(inMs: ms, &random)
-            // Beyond what was watched chance counts for more.
-            let doubt = ms <= 2500 ? 0.09 : 0.15
             #expect(abs(curve.dirtied(inMs: ms) - real) < doubt * real + 3, "\(ms) ms: \(real), \(curve)")
         }
     }
 
+    @Test("a large set is told beside a small one, far beyond what was watched", arguments: Array(1...8) as [UInt64])
+    func widerSet(seed: UInt64) throws {
+        let writer = writer(hotPages: 16_384, kernelPages: 180, kernelShare: 0.46, writesPerMs: 11.3)
+        let curve = try #require(writer.watched(seconds: 2, seed: seed).curve)
+        // Beyond what was watched chance counts for more.
+        expect(
+            curve, tells: writer, seed: seed, [30: 0.09, 120: 0.09, 500: 0.09, 1400: 0.09, 2500: 0.09, 5000: 0.15])
+    }
+
     @Test("a small set is told beside one that is written within a round", arguments: Array(1...4) as [UInt64])
     func smallSet(seed: UInt64) throws {
-        let writer = Writer(
-            next: {
-                Double.random(in: 0..<1, using: &$0) < 0.85
-                    ? -Int.random(in: 1...60, using: &$0) : .random(in: 0..<2048, using: &$0)
-            }, writesPerMs: 6.1)
+        let writer = writer(hotPages: 2048, kernelPages: 60, kernelShare: 0.85, writesPerMs: 6.1)
         let spansMs: [Double] = [25, 50, 100, 200, 400, 800, 1600, 3200, 5000, 500, 100, 20, 10]
         let curve = try #require(writer.history(spansMs, seed: seed).curve)
-        var random = SplitMix(state: seed &+ 99)
-        for ms in [10.0, 30, 100, 1000, 4000] {
-            let real = writer.pages(inMs: ms, &random)
-            #expect(abs(curve.dirtied(inMs: ms) - real) < 0.15 * real + 3, "\(ms) ms: \(real), \(curve)")
-        }
+        expect(curve, tells: writer, seed: seed, [10: 0.15, 30: 0.15, 100: 0.15, 1000: 0.15, 4000: 0.15])
     }
 
     @Test("a set written in order, over and over") func sequentialSet() throws {
