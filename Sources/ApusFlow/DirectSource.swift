@@ -33,7 +33,7 @@ struct DirectSource: ~Copyable {
     var rounds: DirtyRounds
     var gate: SwitchGate
     var looks: RoundLooks
-    private var ratio = EncodingRatio()
+    private var ratio: EncodingRatio
     private let maxDowntimeMs: Double
     private let pull: FlowOptions.Pull
     let record: RecordOptions?
@@ -49,7 +49,7 @@ struct DirectSource: ~Copyable {
     /// A guest whose dirty pages do not get fewer is scanned this seldom: every scan makes it fault once per page.
     static let steadyRoundMs = 500.0
     /// QEMU's answer to being told to migrate. A vCPU that stands may hold what it takes for that.
-    private static let replyMs = 20.0
+    private static let replyMs = 7.0
     init(
         _ memory: DirectMemory, _ lanes: [LaneQueue], _ counters: [LaneCounters], own: LaneCounters,
         _ control: ControlOutlet, _ orders: DirectOrders, _ progress: RoundCounters, _ options: FlowOptions,
@@ -73,6 +73,7 @@ struct DirectSource: ~Copyable {
         handsOver = pull == .rest
         brake = options.brake
         looks = RoundLooks(brake)
+        ratio = EncodingRatio(changedBytesPerPage: options.againBytesPerPage)
         room = options.holdsHotPages ? HoldRoom() : nil
         closing = .of(memory)
         gate = SwitchGate(
@@ -90,7 +91,7 @@ struct DirectSource: ~Copyable {
         if pull == .everything { return try handOver() }
         // What was requested before the tracker was there is finished before the first page is read.
         if try stopRequests() { try resumeGuest() }
-        // The first scan tells what was written since the tracker was attached, just now.
+        try forgetWritten()
         _ = looks.close()
         guard try sendAllData() else { return try moveNow() }
         waitForLanes()
@@ -300,6 +301,11 @@ struct DirectSource: ~Copyable {
         return written
     }
 
+    /// All pages are about to travel, so what was written since the tracker was attached is no news, and belongs to no look.
+    private func forgetWritten() throws(FlowFailure) {
+        do throws(SystemError) { try memory.tracker.takeWritten { _, _, _ in } } catch { throw Self.untold(error) }
+    }
+
     static func untold(_ error: SystemError) -> FlowFailure {
         FlowFailure("direct", "The pages that the guest has written cannot be told any more: \(error).")
     }
@@ -349,7 +355,7 @@ struct DirectSource: ~Copyable {
         sample.elapsedMs = looks.elapsedMs
         sample.round = Int(progress.round.now)
         sample.linkBytesPerS = link
-        ratio.take(flow)
+        ratio.take(flow, isFirstPass: sample.round <= 2)
         (sample.ratio, sample.changedRatio) = (ratio.all, ratio.changed)
         sample.canSlowDown = brake.map { $0.failure == nil } ?? false
         if !sample.canSlowDown { gate.cannotSlowDown() }

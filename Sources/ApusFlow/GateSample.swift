@@ -59,7 +59,7 @@ public struct GateSample: Sendable, Equatable {
 
 extension GateSample {
     /// From the end of the last round to the stop, of vCPUs that stand: QEMU gets hold of them in the moments that they are given.
-    static func stopMs(noticeMs: Double) -> Double { noticeMs + 1.5 * Brake.periodMs }
+    static func stopMs(noticeMs: Double) -> Double { noticeMs + 0.7 * Brake.periodMs }
 
     /// Its vCPUs can be made to stand still before QEMU stops them.
     func mayStand(_ gate: SwitchGate) -> Bool { canSlowDown && gate.mayStand && !qemuStops }
@@ -96,7 +96,9 @@ extension GateSample {
             sample.doubtBytes = written * gate.doubt * pageBytes
             sample.closedBytes = max(written - pages, 0) * pageBytes
             let spanMs = standing == .no ? noticeMs : Self.stopMs(noticeMs: noticeMs)
-            sample.earlyBytes = min(SwitchGate.deviceBytes, spanMs / 1000 * linkBytesPerS)
+            // It takes QEMU about half of the notice to set up its migration.
+            let travelMs = max(spanMs - noticeMs / 2, 0)
+            sample.earlyBytes = min(SwitchGate.deviceBytes, travelMs / 1000 * linkBytesPerS)
             return sample
         }
         // Until it stops rounds go on, beside QEMU's small blocks.

@@ -3,9 +3,9 @@ internal import ApusSystem
 /// What may be done about a guest that writes more than the link carries within the allowed pause, the mildest first.
 ///
 /// ```
-///   rounds get no shorter, or    slow down   the vCPUs stand still for the least share of the time with which rounds end; where
-///     surely will not, and do      |         they do not, half of what was left to them, and so on
-///     not fit the pause            |
+///   rounds get no shorter, or    slow down   the vCPUs stand still for the share of the time that costs least, or hardly more;
+///     surely will not, and do      |         where rounds do not end with it, or with a pause that costs more, for half of what was left
+///     not fit the pause            |         to them, and so on
 ///                                hand over   the guest moves, the rest is fetched
 ///                                  |
 ///                                refuse      when it has not calmed down within the patience, or at the deadline
@@ -37,6 +37,12 @@ public struct Ladder: Sendable, Equatable {
     public static let handOverMs = 1_000.0
     /// Shares of the time that vCPUs may be made to stand still: each leaves them some 0.7 of what the one before it does.
     static let shares = [0.2, 0.35, 0.5, 0.65, 0.75, 0.82, 0.875, 0.91, 0.935, 0.955, 0.97, Brake.hardest]
+
+    /// Those that may follow one, the mildest first: one that was too little has shown that what is known of the guest is not enough,
+    /// so half its speed, and so on.
+    static func shares(behind share: Double) -> [Double] {
+        shares.filter { $0 > share && (share == 0 || 1 - $0 <= (1 - share) / 2 || $0 == Brake.hardest) }
+    }
 }
 
 /// What keeps a guest from being moved, in numbers.
@@ -52,24 +58,37 @@ public struct Shortfall: Sendable, Equatable {
 }
 
 extension WorkingSet {
-    /// How long rounds against this guest take until what is left can travel in `freeMs`; nil: they stop getting shorter before.
+    /// How rounds against a guest end.
+    struct Settling: Sendable, Equatable {
+        /// Until what is left fits the pause.
+        var fitsMs: Double
+        /// Until it gets no shorter, and what it then takes.
+        var ms: Double
+        var leftMs: Double
+    }
+
+    /// Rounds against this guest, as long as they get shorter; nil: what is left then cannot travel in `freeMs`.
     ///
     /// - Parameters:
     ///   - pages: what the first of them sends.
     ///   - noticeMs: what the guest goes on writing for after the last one.
     ///   - running: share of the time in which its vCPUs run.
-    func settleMs(
+    func settle(
         from pages: Double, pageMs: Double, noticeMs: Double, running: Double, freeMs: Double
-    ) -> Double? {
+    ) -> Settling? {
         var left = pages
         var totalMs = 0.0
+        var fitsMs: Double?
         // 0.7 to the power of this is less than a page of any guest.
-        for _ in 0..<256 {
-            let roundMs = left * pageMs
-            totalMs += roundMs + noticeMs
-            let next = dirtied(inMs: roundMs + noticeMs, running: running)
-            if next * pageMs <= freeMs { return totalMs }
-            if next > SwitchGate.shrink * left && totalMs > roundMs + noticeMs { return nil }
+        for round in 0..<256 {
+            let spanMs = left * pageMs + noticeMs
+            totalMs += spanMs
+            let next = dirtied(inMs: spanMs, running: running)
+            let leftMs = next * pageMs
+            if leftMs <= freeMs { fitsMs = fitsMs ?? totalMs }
+            if round > 0 && next > SwitchGate.shrink * left || leftMs <= SwitchGate.goodEnoughMs {
+                return leftMs <= freeMs ? fitsMs.map { Settling(fitsMs: $0, ms: totalMs, leftMs: leftMs) } : nil
+            }
             left = next
         }
         return nil

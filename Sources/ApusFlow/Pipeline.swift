@@ -76,8 +76,10 @@ public struct FlowOptions: Sendable {
     public var ladder = Ladder()
     /// Of its vCPUs; nil: they cannot be slowed down.
     public var brake: Brake?
-    /// What its stops cost with nothing left to send, and how it wrote when it was last moved.
+    /// What its stops cost with nothing left to send, wire bytes of a page that is sent again because it has changed (nil: not
+    /// known), and how it wrote when it was last moved or looked at.
     public var fixedDowntimeMs = SwitchGate.fixedMs
+    public var againBytesPerPage: Double?
     public var history = WorkingSetHistory()
 
     public enum Pull: Sendable, Equatable {

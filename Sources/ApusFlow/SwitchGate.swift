@@ -103,6 +103,9 @@ public struct SwitchGate: Sendable {
         saw(WorkingSetHistory.Look(endMs: look.endMs, spanMs: guestMs, pages: look.pages))
     }
 
+    /// A guest that is slowed down is as fast as this one, as looks at it will show.
+    mutating func knows(_ guest: WorkingSet) { curve = guest }
+
     /// What its vCPUs have to do while nobody slows them down.
     ///
     /// - Parameter share: of the busiest of them; see `BusyMeter`. nil: not known.
@@ -204,6 +207,7 @@ public struct SwitchGate: Sendable {
         guard !isOpen, forecast.worstMs <= maxDowntimeMs else { return climb(sample) }
         hopelessSinceMs = nil
         if isWorthWaiting(sample) { return .wait }
+        if slowed > 0, let share = cheaperShare(sample) { return slowDown(share, sample) }
         (isOpen, actedMs) = (true, sample.elapsedMs)
         // It is as slow as can be until QEMU has chosen its moment.
         if sample.qemuStops, slowed > 0 { slowed = Brake.hardest }
@@ -214,10 +218,11 @@ public struct SwitchGate: Sendable {
         let pageBytes = pageBytes(sample)
         let pagesMs = pageBytes / max(sample.linkBytesPerS, 1) * 1000
         guard pagesMs > Self.goodEnoughMs, pageBytes < sample.savedBytes, !isLate(sample) else { return false }
-        let trend = history.trend
-        if let trend, trend.isRising { return false }
+        // How fast a guest is that was just slowed down is not known well enough to call it rising.
+        if slowed == 0, let trend = history.trend, trend.isRising { return false }
         if flatRounds == 0 { return true }
-        return isCalming(sample)
+        // It takes a while to see that a guest has calmed down, which is not worth a pause that is no shorter than half of this one.
+        return pagesMs > Self.leastMs(fixedMs: fixedMs, linkBytesPerS: sample.linkBytesPerS) && isCalming(sample)
     }
 
     /// True for a while only: a guest may pretend for ever.
@@ -239,16 +244,18 @@ public struct SwitchGate: Sendable {
         let isFlat = flatRounds >= (isLate || isHopeless ? 1 : 2) && sample.round >= rungRound + 2
         guard isFlat || isHopeless && isKnown(sample) && sample.round > rungRound else { return .wait }
         if !isLate, isCalming(sample) { return .wait }
-        if let share = nextShare(sample) {
-            (slowed, rungRound, actedMs, hopelessSinceMs) = (share, sample.round, sample.elapsedMs, nil)
-            (flatRounds, lowestRoundBytes) = (0, sample.remainingBytes)
-            // How far it comes then is a model: what was seen before counts until it is known.
-            history = history.asPrior()
-            return .slowDown(share)
-        }
+        if let share = nextShare(sample) { return slowDown(share, sample) }
         if isOpen { return .wait }
         if ladder.handsOver { return handOver() }
         return sample.elapsedMs - since > ladder.patienceMs ? refuse() : .wait
+    }
+
+    private mutating func slowDown(_ share: Double, _ sample: GateSample) -> Decision {
+        (slowed, rungRound, actedMs, hopelessSinceMs) = (share, sample.round, sample.elapsedMs, nil)
+        (flatRounds, lowestRoundBytes) = (0, sample.remainingBytes)
+        // How far it comes then is a model: what was seen before counts until it is known.
+        history = history.asPrior()
+        return .slowDown(share)
     }
 
     private mutating func handOver() -> Decision {
@@ -276,22 +283,61 @@ public struct SwitchGate: Sendable {
     /// As the guest goes on, the deadline would be missed.
     private func isLate(_ sample: GateSample) -> Bool {
         guard let deadlineMs = ladder.deadlineMs else { return false }
-        return (settleMs(sample, slowed) ?? .infinity) > deadlineMs - ladder.handOverMs - sample.elapsedMs
+        let neededMs = curve.flatMap { settle(sample, slowed, $0)?.fitsMs } ?? .infinity
+        return neededMs > deadlineMs - ladder.handOverMs - sample.elapsedMs
     }
 
     // MARK: Slowing down
 
-    /// The least that makes the rounds end, in time if there is a deadline; nil: nothing does.
+    /// The mildest share of those that cost hardly more than any other, in time if there is a deadline; if possible one that leaves
+    /// the guest some life; nil: with none do the rounds end.
     private func nextShare(_ sample: GateSample) -> Double? {
         guard ladder.slowsDown, sample.canSlowDown else { return nil }
-        // A rung that was too little has shown that what is known of the guest is not enough: half its speed, and so on.
-        let harder = Ladder.shares.filter {
-            $0 > slowed && (slowed == 0 || 1 - $0 <= (1 - slowed) / 2 || $0 == Brake.hardest)
-        }
-        guard curve != nil else { return harder.first { 1 - $0 <= (1 - slowed) / 2 } }
+        let harder = Ladder.shares(behind: slowed)
+        guard let curve else { return harder.first { 1 - $0 <= (1 - slowed) / 2 } }
         let leftMs = ladder.deadlineMs.map { $0 - ladder.handOverMs - sample.elapsedMs } ?? .infinity
-        let ending = harder.compactMap { share in settleMs(sample, share).map { (share, $0) } }
-        return (ending.first { $0.1 <= leftMs } ?? ending.last)?.0
+        let ending = harder.compactMap { share in settle(sample, share, curve).map { (share, ms: $0.fitsMs) } }
+        let inTime = ending.filter { $0.ms <= leftMs }.map(\.0)
+        let alive = inTime.filter { curve.demand.progress(running: 1 - $0) >= Self.aliveProgress }
+        let costs = (alive.isEmpty ? inTime : alive).map { ($0, ms: costMs(sample, $0, curve)) }
+        guard let leastMs = costs.map(\.ms).min() else { return ending.last?.0 }
+        return costs.first { $0.ms <= leastMs * Self.hardlyMore }?.0
+    }
+    /// With less for as long as a round takes it might as well be stopped, and that was not allowed.
+    static let aliveProgress = 0.1
+    private static let hardlyMore = 1.1
+    private static let pauseWeight = 10.0
+
+    /// For a guest that was slowed down, and whose rounds get no shorter: what costs less than standing through this one; nil: nothing.
+    private func cheaperShare(_ sample: GateSample) -> Double? {
+        guard case .throughRound(let standMs) = sample.standing, let curve, let share = nextShare(sample) else {
+            return nil
+        }
+        let sendMs = standMs - GateSample.stopMs(noticeMs: sample.noticeMs)
+        return 2 * sendMs + costMs(sample, share, curve) < Self.pauseWeight * sendMs ? share : nil
+    }
+
+    /// What it costs to move a guest that is slowed down so, on average over all that it may need: the time that it takes, the work
+    /// that the guest loses meanwhile, and its pause, which is worse than being slow.
+    ///
+    /// A guest that is slowed down no more than it takes has rounds that hardly get shorter, loses more of its work in sum than one
+    /// that stands nearly still for one round, and where a little more is needed than was thought it has lost all for nothing.
+    private func costMs(_ sample: GateSample, _ share: Double, _ curve: WorkingSet) -> Double {
+        let roundMs = sample.remainingBytes * sample.changedRatio / max(sample.linkBytesPerS, 1) * 1000
+        let costs = curve.demand.possible.compactMap { demand -> Double? in
+            var guest = curve
+            guest.demand = demand
+            func costMs(_ share: Double) -> Double? {
+                let perMs = 2 - demand.progress(running: 1 - share)
+                if let settled = settle(sample, share, guest) {
+                    return settled.ms * perMs + settled.leftMs * Self.pauseWeight
+                }
+                // A round shows that it was too little.
+                return Ladder.shares(behind: share).first.flatMap(costMs).map { $0 + roundMs * perMs }
+            }
+            return costMs(share)
+        }
+        return costs.isEmpty ? 0 : costs.reduce(0, +) / Double(costs.count)
     }
 
     /// The vCPUs run as fast as they like, whatever was asked of them.
@@ -301,22 +347,22 @@ public struct SwitchGate: Sendable {
     public mutating func cannotHandOver() { ladder.handsOver = false }
 
     /// The rounds will not end, as fast as the guest runs now.
-    private func isHopeless(_ sample: GateSample) -> Bool { curve != nil && settleMs(sample, slowed) == nil }
+    private func isHopeless(_ sample: GateSample) -> Bool {
+        curve.map { settle(sample, slowed, $0) == nil } ?? false
+    }
 
     /// The guest was looked at as it runs now, and rounds would not end either if it wrote less than expected by two standard
     /// deviations, or the last one has shown it.
     private func isKnown(_ sample: GateSample) -> Bool {
         let own = history.looks.count { $0.endMs >= 0 }
         guard history.looks.isEmpty || own >= WorkingSetHistory.ownLooks, let curve else { return false }
-        return flatRounds > 0 || settleMs(sample, slowed, curve.scaled(1 - doubt)) == nil
+        return flatRounds > 0 || settle(sample, slowed, curve.scaled(1 - doubt)) == nil
     }
 
-    /// How long the rounds take until what is left fits the pause, with the vCPUs stopped for this share of the time; nil:
-    /// they do not end.
-    private func settleMs(_ sample: GateSample, _ share: Double, _ other: WorkingSet? = nil) -> Double? {
-        guard let curve = other ?? curve else { return nil }
+    /// How the rounds end, with the vCPUs stopped for this share of the time; nil: they do not.
+    private func settle(_ sample: GateSample, _ share: Double, _ guest: WorkingSet) -> WorkingSet.Settling? {
         let pageMs = sample.changedRatio * 4096 / max(sample.linkBytesPerS, 1) * 1000
-        return curve.settleMs(
+        return guest.settle(
             from: max(sample.remainingBytes / 4096, 1), pageMs: pageMs, noticeMs: sample.unsentMs, running: 1 - share,
             freeMs: freeMs(sample, share))
     }

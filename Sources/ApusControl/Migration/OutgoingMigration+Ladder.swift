@@ -95,9 +95,10 @@ extension OutgoingMigration {
         case .slowDown(let share):
             marks.slowest = max(marks.slowest ?? 0, share)
             let speed = Int(((1 - share) * 100).rounded())
+            let fits = !shortfall.waitsForQemu && shortfall.neededMs <= Double(request.maxDowntimeMs)
             status.notes.append(
                 "After \(Self.seconds(shortfall.elapsedMs)) \(request.vm) is slowed down to \(speed) % of its speed: \(told(shortfall))"
-            )
+                    + (fits ? " A slower guest has a much shorter one." : ""))
         case .handOver:
             status.notes.append(
                 "After \(Self.seconds(shortfall.elapsedMs)) \(request.vm) moves before its memory: \(told(shortfall))")

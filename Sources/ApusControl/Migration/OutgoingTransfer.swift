@@ -113,6 +113,7 @@ final class OutgoingTransfer: Sendable {
         options.ladder = migration.ladder
         options.brake = brake
         options.fixedDowntimeMs = migration.prior.fixedDowntimeMs ?? SwitchGate.fixedMs
+        options.againBytesPerPage = migration.prior.againBytesPerPage
         options.history = migration.prior.prior(atHour: VMHistory.hour(of: Date()))
         if options.pull != .nothing { options.server = try await migration.openService() }
         let port: SourcePort =

@@ -11,7 +11,7 @@ import Foundation
 /// ```
 ///   link probe     LinkProbe       bytes per second, round trip
 ///   pages          MemorySampler   zeros, what the destination reads itself, bytes of the others on the wire
-///   writing        WriteWatch      direct port: looks of 25 ms to 1.4 s -> WorkingSet, and what the written pages are like
+///   writing        WriteWatch      direct port: looks of 25 ms to 1.2 s -> WorkingSet, and what the written pages are like
 ///                  QEMU's own measurement, 1 s and 2 s, where RAM cannot be watched
 ///                  BusyMeter       how busy its vCPUs are -> CPUDemand, how far slowing it down goes
 ///   memory of it   VMHistory       what its stops and starts cost before, and pages that were sent again
@@ -29,9 +29,6 @@ struct Planner {
     private static let prepareMs = 70.0
     /// A part of the link, long enough for TCP to find its speed.
     private static let probeMs = 300.0
-    /// Frame and record of a page beside its bytes, and of a changed line.
-    private static let pageHeadBytes = 10.0
-    private static let lineHeadBytes = 8.0
 
     func plan(_ request: PlanRequest, peer: Endpoint) async throws -> PlanReport {
         guard Self.secondsRange.contains(request.seconds) else {
@@ -54,7 +51,7 @@ struct Planner {
             throw Problem(SessionProblem(error, dialling: peer, as: request.host))
         }
         var notes: [String] = []
-        var ways: [(port: MemoryPort, again: Double)] = []
+        var ways: [(port: MemoryPort, again: AgainBytes)] = []
         let known = (try? await store.history(of: request.vm)) ?? VMHistory()
         let memory = await MachineMemory.Locator(machine)
         let layout = try await Self.layout(of: machine)
@@ -68,43 +65,47 @@ struct Planner {
         } else {
             notes.append("No page could be read past QEMU: all are taken for pages that do not compress.")
         }
-        let first = sample.bytesPerPage + Self.pageHeadBytes
+        let first = sample.bytesPerPage + AgainBytes.pageHeadBytes
         var history = WorkingSetHistory()
-        var place: (WrittenPlace, bytesPerPage: Double)?
+        var place: WrittenPlace?
         let meter = await machine.vcpuThreads().map { BusyMeter(pid: machine.pid, threads: $0) }
         do {
             let access = try DirectAccess(await DirectAccess.examine(machine))
             let watch = try await watch(machine, access, seconds: request.seconds, linkBytesPerS: link.bytesPerS)
             history = watch.history
-            // What it writes need not be like the rest.
-            let whole = watch.written.map { $0.bytesPerSeenPage + Self.pageHeadBytes } ?? first
-            let lines = watch.changedShare.map { $0 * whole + Self.lineHeadBytes }
-            ways.append((.direct, min(whole, lines ?? whole)))
-            place = watch.place.map { ($0, whole) }
+            ways.append((.direct, AgainBytes(watch) ?? AgainBytes(all: first)))
+            place = watch.place
         } catch let obstacle as DirectAccess.Obstacle {
             notes.append("It cannot go by the direct port. \(obstacle)")
             history = try await Self.askQemu(machine, memoryBytes: layout.byteCount)
         }
         history.demand = meter?.share.map { CPUDemand(share: $0) }
-        ways.append((.stream, ways.first?.again ?? min(first, known.againBytesPerPage ?? first)))
+        ways.append((.stream, ways.first?.again ?? AgainBytes(all: min(first, known.againBytesPerPage ?? first))))
         guard let workingSet = history.curve else {
             throw Problem("vm-unresponsive", "\(request.vm)'s QEMU does not tell what its guest writes.")
         }
         var remembered = known
         remembered.learn(history, atHour: VMHistory.hour(of: Date()))
         remembered.learn(link: link.bytesPerS, to: request.host)
+        if let direct = ways.first(where: { $0.port == .direct }) {
+            VMHistory.mix(&remembered.againBytesPerPage, direct.again.all)
+        }
         try? await store.save(remembered, of: request.vm)
         let options = ways.flatMap { way in
             var input = ForecastInput(
                 pages: Double(layout.pageCount) * (1 - sample.zeroShare),
-                firstBytesPerPage: sample.bytesPerPageReferred + Self.pageHeadBytes,
-                againBytesPerPage: way.again, linkBytesPerS: link.bytesPerS, lanes: config.link.lanes,
+                firstBytesPerPage: sample.bytesPerPageReferred + AgainBytes.pageHeadBytes,
+                againBytesPerPage: way.again.all, linkBytesPerS: link.bytesPerS, lanes: config.link.lanes,
                 workingSet: workingSet, maxDowntimeMs: Double(request.maxDowntimeMs),
                 fixedDowntimeMs: known.fixedDowntimeMs ?? SwitchGate.fixedMs,
                 prepareMs: known.prepareMs ?? Self.prepareMs, closing: way.port == .direct ? .direct : .stream)
-            if let (place, bytesPerPage) = place {
+            // A curve that is one set has both kinds in it.
+            if workingSet.hasFresh {
+                (input.hotBytesPerPage, input.freshBytesPerPage) = (way.again.hot, way.again.fresh)
+            }
+            if let place {
                 let passBytes = input.pages * input.firstBytesPerPage
-                input.writtenSpan = place.span(passBytes: passBytes, bytesPerPage: bytesPerPage)
+                input.writtenSpan = place.span(passBytes: passBytes, bytesPerPage: way.again.whole)
             }
             return Self.options(way.port, input)
         }.sorted { $0.rank < $1.rank }

@@ -8,14 +8,27 @@ public struct EncodingRatio: Sendable {
     /// Of all pages, and of those that had changed.
     private(set) var all = 1.0
     private(set) var changed = 1.0
+    /// What a changed page takes was seen, of this guest.
+    private var isKnown = false
     /// Fewer pages say too little.
-    private static let pagesMin: UInt64 = 64
+    private static let pagesMin: UInt64 = 24
 
-    mutating func take(_ flow: FlowSample) {
+    /// - Parameter changedBytesPerPage: wire bytes of a page that had changed, as seen earlier; nil: not known.
+    init(changedBytesPerPage: Double? = nil) {
+        guard let changedBytesPerPage else { return }
+        changed = min(Self.most, changedBytesPerPage / Double(Limits.pageBytes))
+        isKnown = true
+    }
+
+    /// - Parameter isFirstPass: no page has come again yet. What is written again is seldom like the rest, which is all that tells of
+    ///   it where nothing is known.
+    mutating func take(_ flow: FlowSample, isFirstPass: Bool) {
         guard flow.dataPages >= pages + Self.pagesMin else { return }
-        (all, changed) = Self.of(
+        let latest = Self.of(
             wireBytes: flow.literalBytes - min(wireBytes, flow.literalBytes), pages: flow.dataPages - pages,
             samePages: flow.samePages - min(samePages, flow.samePages), changed: changed)
+        all = latest.all
+        if !isFirstPass || !isKnown { changed = latest.changed }
         (wireBytes, pages, samePages) = (flow.literalBytes, flow.dataPages, flow.samePages)
     }
 

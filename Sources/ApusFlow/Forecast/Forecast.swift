@@ -2,9 +2,12 @@
 public struct ForecastInput: Sendable, Equatable, Codable {
     /// Guest memory that is not zero, pages.
     public var pages: Double
-    /// Wire bytes per page of the first pass, and of a page sent again.
+    /// Wire bytes per page of the first pass, and of a page sent again because it has changed.
     public var firstBytesPerPage: Double
     public var againBytesPerPage: Double
+    /// The latter of pages that are written all the time, and of those that were not written for a while; nil: of all alike.
+    public var hotBytesPerPage: Double?
+    public var freshBytesPerPage: Double?
     /// Payload bytes per second that the link takes.
     public var linkBytesPerS: Double
     /// Connections for pages.

@@ -6,6 +6,17 @@ struct ForetoldRounds {
     private let movesWhenFlat: Bool
     private let msPerByte: Double
     private var gate: SwitchGate
+    /// As it will turn out to be when it is slowed down.
+    private let guest: WorkingSet
+    /// Its pages, by how often it writes them.
+    private let kinds: [Kind]
+    private struct Kind {
+        var set: WorkingSet
+        /// That there are; nil: not known.
+        var pages: Double?
+        /// Wire bytes of one that has changed.
+        var bytesPerPage: Double
+    }
     private var wireBytes: Double
     private var elapsedMs: Double
     /// Wire bytes per page of the round that is looked at.
@@ -18,6 +29,13 @@ struct ForetoldRounds {
         gate = SwitchGate(
             maxDowntimeMs: input.maxDowntimeMs, ladder: Ladder(slowsDown: slowsDown, patienceMs: 0),
             fixedMs: input.fixedDowntimeMs, curve: input.workingSet)
+        var guest = input.workingSet
+        guest.demand = guest.demand.likely
+        self.guest = guest
+        kinds = guest.parts.map { part in
+            let bytes = part.set.hasFresh ? input.freshBytesPerPage : input.hotBytesPerPage
+            return Kind(set: part.set, pages: part.pages, bytesPerPage: bytes ?? input.againBytesPerPage)
+        }
         msPerByte = 1000 / max(input.linkBytesPerS, 1)
         bytesPerPage = input.againBytesPerPage
         wireBytes = input.pages * input.firstBytesPerPage
@@ -31,15 +49,16 @@ struct ForetoldRounds {
         var lastReady = Double.infinity
         for round in 2...Self.roundsMax {
             let ready = min(
-                input.workingSet.dirtied(inMs: last.sentMs + idleMs, running: 1 - gate.slowed), input.pages)
-            bytesPerPage = input.againBytesPerPage * changedShare(ready, last, idleMs)
+                guest.dirtied(inMs: last.sentMs + idleMs, running: 1 - gate.slowed), input.pages)
+            bytesPerPage = readyBytes(ready, last, idleMs) / max(ready, 1)
             let isShrinking = ready < SwitchGate.shrink * lastReady
             let sample = sample(round, ready)
             if movesWhenFlat && !isShrinking { return follow(round, ready, sample) }
             switch gate.decide(sample) {
             case .open: return movesWhenFlat ? follow(round, ready, sample) : stop(round, ready, sample, fits: true)
             case .refuse, .handOver: return stop(round, ready, sample, fits: false)
-            case .wait, .slowDown: break
+            case .slowDown: gate.knows(guest)
+            case .wait: break
             }
             lastReady = max(ready, 1)
             wireBytes += ready * bytesPerPage
@@ -92,32 +111,35 @@ struct ForetoldRounds {
     /// ```
     /// - Parameters:
     ///   - ready: pages written since `last` began; it was followed by a wait of `idleMs`.
-    /// - Returns: the share of them that has changed.
-    private func changedShare(_ ready: Double, _ last: Copying, _ idleMs: Double) -> Double {
+    /// - Returns: wire bytes of those that have changed.
+    private func readyBytes(_ ready: Double, _ last: Copying, _ idleMs: Double) -> Double {
         let running = 1 - gate.slowed
-        guard ready > 0 else { return 1 }
-        let parts = input.workingSet.parts.map { part in
-            // A page that was not sent then is news.
-            (part, sentShare: min(last.pages / max(part.pages ?? input.pages, 1), 1))
-        }
-        var changed = 1.0
+        guard ready > 0 else { return 0 }
+        let spanMs = last.sentMs + idleMs
+        let written = kinds.map { $0.set.dirtied(inMs: spanMs, running: running) }
+        // No more than there are, which is what `ready` is bound by.
+        let bound = ready / max(written.reduce(0, +), ready)
+        let wholeBytes = zip(kinds, written).reduce(0) { $0 + $1.0.bytesPerPage * $1.1 } * bound
+        var bytes = wholeBytes
         // How long this round takes depends on it.
         for _ in 0..<Self.guesses {
-            let next = copying(ready, input.againBytesPerPage * changed)
-            var same = 0.0
+            let next = copying(ready, bytes / ready)
+            var sameBytes = 0.0
             for index in 0..<Self.ranks {
                 let rank = (Double(index) + 0.5) / Double(Self.ranks)
-                let untilMs = last.sentMs + idleMs + next.ms(rank)
-                for ((set, _), sentShare) in parts {
-                    same +=
-                        sentShare
-                        * (set.dirtied(inMs: untilMs, running: running)
-                            - set.dirtied(inMs: untilMs - last.ms(rank), running: running))
+                let untilMs = spanMs + next.ms(rank)
+                for kind in kinds {
+                    // A page that was not sent then is news.
+                    let sentShare = min(last.pages / max(kind.pages ?? input.pages, 1), 1)
+                    sameBytes +=
+                        sentShare * kind.bytesPerPage
+                        * (kind.set.dirtied(inMs: untilMs, running: running)
+                            - kind.set.dirtied(inMs: untilMs - last.ms(rank), running: running))
                 }
             }
-            changed = 1 - min(same / Double(Self.ranks) / ready, 1)
+            bytes = max(wholeBytes - sameBytes * bound / Double(Self.ranks), 0)
         }
-        return changed
+        return bytes
     }
     private static var guesses: Int { 4 }
     private static var ranks: Int { 16 }
@@ -127,11 +149,19 @@ struct ForetoldRounds {
         (sample.elapsedMs, sample.round) = (elapsedMs, round)
         sample.linkBytesPerS = max(input.linkBytesPerS, 1)
         sample.ratio = bytesPerPage / Double(Limits.pageBytes)
-        sample.changedRatio = input.againBytesPerPage / Double(Limits.pageBytes)
+        sample.changedRatio = changedBytesPerPage(inMs: ready * bytesPerPage * msPerByte) / Double(Limits.pageBytes)
         sample.canSlowDown = true
         sample.savedBytes = .infinity
         sample.expectStop(gate, input.closing, readyPages: ready, heldPages: 0, pagesMax: input.pages, pagesPerS: 0)
         return sample
+    }
+
+    /// Of what the guest writes within so long: the shorter, the more of it are pages that it writes all the time.
+    private func changedBytesPerPage(inMs ms: Double) -> Double {
+        let written = kinds.map { $0.set.dirtied(inMs: max(ms, Self.leastRoundMs), running: 1 - gate.slowed) }
+        let pages = written.reduce(0, +)
+        guard pages > 0 else { return input.againBytesPerPage }
+        return zip(kinds, written).reduce(0) { $0 + $1.0.bytesPerPage * $1.1 } / pages
     }
 
     private func leftBytes(_ sample: GateSample) -> Double {

@@ -57,6 +57,9 @@ public struct WorkingSet: Sendable, Equatable, Codable {
         return widePages * (1 - exponential(-driftPagesPerMs * ms / widePages))
     }
 
+    /// Pages that were not written for long are told apart from those that are written again and again.
+    public var hasFresh: Bool { driftPagesPerMs > 0 }
+
     /// Its hot and its seldom written pages, each as a set of its own.
     ///
     /// - Returns: `pages`: that there are of them; nil: not known.

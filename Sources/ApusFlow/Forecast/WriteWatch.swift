@@ -1,122 +1,170 @@
 internal import ApusMemory
 internal import ApusSystem
 
+/// Pages that a guest wrote, and what they are like when they travel again.
+public struct WrittenPages: Sendable, Equatable {
+    public var pages: Int
+    /// Wire bytes of one of them, whole.
+    public var wholeBytesPerPage: Double
+    /// Share of their lines that had changed; nil: too few were seen.
+    public var changedShare: Double?
+}
+
 /// What a look at a running guest's writing has shown.
 public struct WriteWatch: Sendable {
     public var history: WorkingSetHistory
-    /// Share of a page, written in the last part, that has changed by that, in lines of 128 bytes; nil: not known.
-    public var changedShare: Double?
-
-    /// The pages that it wrote, as they are; nil: none.
-    public var written: MemorySample?
-    /// Where they lie among the guest's data; nil: none.
+    /// What it writes all the time, and the others; nil: nothing.
+    public var hot: WrittenPages?
+    public var fresh: WrittenPages?
+    /// Where what it writes lies among its data; nil: it writes nothing.
     public var place: WrittenPlace?
 
     /// Shares of the time after which what was written is protected again: what is written twice is seen only so.
-    public static let parts = [0.15, 0.15, 0.7]
+    ///
+    /// ```
+    ///   part   0    1    2        3        4
+    ///          |----|----|--------|--------|-------------------------------|
+    ///          hot: in 0 and 1; fresh: not hot        lines after 3 | against those after 4
+    /// ```
+    /// Within two parts of 100 ms hardly a page is written two times that is not written all the time. What has changed
+    /// of a hot page in a long part is what the last rounds send: the hottest of them are held back until then.
+    public static let parts = [0.05, 0.05, 0.15, 0.15, 0.6]
+    private static let hotParts = 2
     /// Looks in between: the first of them, and the growth from each to the next.
     static let firstLookMs = 25.0
     static let lookGrowth = 1.6
-    private static let lineBytes = 128
-    /// Fewer pages from anywhere tell less than those that had been written.
-    private static let comparedMin = 32
 
     /// Watches a guest for `seconds`. Blocks; the guest runs on, a little slower for every page that it writes anew after a
     /// part. Looks in between count only.
     public static func take(_ memory: DirectMemory, seconds: Double, linkBytesPerS: Double) throws -> WriteWatch {
         var watch = WriteWatch(history: WorkingSetHistory())
-        // Of a guest that writes much, pages from anywhere tell what it writes. Of one that writes little hardly any of these is
-        // written, so some that it had written are kept, too.
-        var anywhere = Comparison()
-        var written = Comparison()
-        // What was written since the tracker came belongs to no look.
-        try memory.tracker.takeWritten { _, _, _ in }
+        var hot = PageSet(pageCount: memory.layout.pageCount)
+        var hotLines = LineSums()
+        // Where the others will be is not known.
+        var anyLines = LineSums()
+        var data: [PageRun] = []
         let began = Instant.now()
-        for part in parts {
-            let isLast = part == parts.last
-            let data = isLast ? try memory.layout.dataRuns(memory.windows) : []
-            if isLast { try anywhere.keep(data, memory.reader) }
-            let since = Instant.now()
-            let partMs = part * seconds * 1000
-            var lookMs = firstLookMs
-            while lookMs * lookGrowth < partMs {
-                pause(ms: max(0, lookMs - Instant.now().ms(since: since)))
-                let now = Instant.now()
-                watch.add(
-                    pages: Double(try memory.tracker.writtenBytes()) / Double(Limits.pageBytes), since, now, began)
-                lookMs = max(lookMs * lookGrowth, Instant.now().ms(since: since))
+        // What was written since the tracker came belongs to no look.
+        var since = Instant.now()
+        try memory.tracker.takeWritten { _, _, _ in }
+        for (number, part) in parts.enumerated() {
+            let isLast = number == parts.count - 1
+            if isLast {
+                data = try memory.layout.dataRuns(memory.windows)
+                try hotLines.keep(hot.runs, memory.reader)
+                try anyLines.keep(data, memory.reader)
             }
-            pause(ms: max(0, partMs - Instant.now().ms(since: since)))
+            try watch.look(memory, since, forMs: part * seconds * 1000, began)
             let now = Instant.now()
-            var runs: [PageRun] = []
-            try memory.tracker.takeWritten { area, offset, byteCount in
-                let first = memory.layout.blocks[area].firstPage + PageNumber(offset / UInt64(Limits.pageBytes))
-                runs.append((first, Int(byteCount / UInt64(Limits.pageBytes))))
-            }
+            let runs = try takeWritten(memory)
             watch.add(pages: Double(runs.reduce(0) { $0 + $1.count }), since, now, began)
-            guard isLast else {
-                try written.keep(runs, memory.reader)
-                continue
-            }
-            try anywhere.compare(runs, memory.reader)
-            try written.compare(runs, memory.reader)
-            watch.changedShare = anywhere.pages >= comparedMin ? anywhere.share : written.share ?? anywhere.share
+            since = now
+            var written = PageSet(pageCount: memory.layout.pageCount)
+            for run in runs { written.insert(first: run.first, count: run.count) }
+            if number == 0 { hot = written }
+            if number < hotParts { hot.formIntersection(written) }
+            guard isLast else { continue }
             watch.place = WrittenPlace(of: runs, in: data)
-            watch.written = try MemorySampler(runs, memory.reader)?.take(linkBytesPerS: linkBytesPerS)
+            hot.formIntersection(written)
+            written.subtract(hot)
+            let hotShare = try hotLines.changedShare(hot.runs, memory.reader)
+            let share = try anyLines.changedShare(written.runs, memory.reader)
+            watch.hot = try .sample(hot, changedShare: hotShare, memory.reader, linkBytesPerS: linkBytesPerS)
+            watch.fresh = try .sample(
+                written, changedShare: share ?? hotShare, memory.reader, linkBytesPerS: linkBytesPerS)
         }
         return watch
     }
 
-    private typealias PageRun = (first: PageNumber, count: Int)
+    fileprivate typealias PageRun = (first: PageNumber, count: Int)
+
+    /// Looks, but for the last, until it is time.
+    private mutating func look(_ memory: DirectMemory, _ since: Instant, forMs: Double, _ began: Instant) throws {
+        var lookMs = Self.firstLookMs
+        while lookMs * Self.lookGrowth < forMs {
+            pause(ms: max(0, lookMs - Instant.now().ms(since: since)))
+            let now = Instant.now()
+            add(pages: Double(try memory.tracker.writtenBytes()) / Double(Limits.pageBytes), since, now, began)
+            lookMs = max(lookMs * Self.lookGrowth, Instant.now().ms(since: since))
+        }
+        pause(ms: max(0, forMs - Instant.now().ms(since: since)))
+    }
 
     private mutating func add(pages: Double, _ since: Instant, _ now: Instant, _ began: Instant) {
         history.add(.init(endMs: now.ms(since: began), spanMs: now.ms(since: since), pages: pages))
     }
 
-    /// Some pages as they were, to be held against what they are when they have been written.
-    private struct Comparison: ~Copyable {
-        private static let pagesMax = 1024
-        private var kept = PageBuffer(byteCount: pagesMax * Limits.pageBytes)
-        private var room = PageBuffer(byteCount: Limits.pageBytes)
-        private var slots: [PageNumber: Int] = [:]
-        private(set) var pages = 0
-        private var changedLines = 0
-
-        /// Of those that were compared; nil: none was.
-        var share: Double? {
-            let lines = pages * (Limits.pageBytes / lineBytes)
-            return pages > 0 ? Double(changedLines) / Double(lines) : nil
+    private static func takeWritten(_ memory: DirectMemory) throws -> [PageRun] {
+        var runs: [PageRun] = []
+        try memory.tracker.takeWritten { area, offset, byteCount in
+            let first = memory.layout.blocks[area].firstPage + PageNumber(offset / UInt64(Limits.pageBytes))
+            runs.append((first, Int(byteCount / UInt64(Limits.pageBytes))))
         }
+        return runs
+    }
+}
 
-        /// Some of these, in the place of all that were kept.
-        mutating func keep(_ runs: [PageRun], _ reader: GuestReader) throws(SystemError) {
-            slots = [:]
-            for (slot, page) in WrittenSample.spread(runs, pagesMax: Self.pagesMax).enumerated() {
-                try reader.read(first: page, count: 1, into: &kept, at: slot * Limits.pageBytes)
-                slots[page] = slot
-            }
+extension WrittenPages {
+    fileprivate static func sample(
+        _ pages: PageSet, changedShare: Double?, _ reader: GuestReader, linkBytesPerS: Double
+    ) throws -> WrittenPages? {
+        try MemorySampler(pages.runs, reader).map { sampler in
+            WrittenPages(
+                pages: pages.count,
+                wholeBytesPerPage: try sampler.take(linkBytesPerS: linkBytesPerS).bytesPerSeenPage,
+                changedShare: changedShare)
         }
+    }
+}
 
-        /// - Parameter runs: written since.
-        mutating func compare(_ runs: [PageRun], _ reader: GuestReader) throws(SystemError) {
-            for run in runs {
-                for page in run.first..<run.first + PageNumber(run.count) {
-                    guard let slot = slots[page] else { continue }
-                    try reader.read(first: page, count: 1, into: &room, at: 0)
-                    compare(slot)
+extension PageSet {
+    /// Ascending, none longer than a stripe.
+    fileprivate var runs: [WriteWatch.PageRun] {
+        var runs: [WriteWatch.PageRun] = []
+        forEachStripeRun { runs.append(($0, $1)) }
+        return runs
+    }
+}
+
+/// What the lines of some pages were, to be held against what they are when these have been written.
+private struct LineSums: ~Copyable {
+    /// Some 20 ms of CPU time, 4 MiB of sums.
+    private static let pagesMax = 16 << 10
+    /// What fewer pages show may be chance.
+    private static let comparedMin = 16
+    private static let lineBytes = 128
+    private static let lines = Limits.pageBytes / lineBytes
+    private var sums = PageBuffer(byteCount: pagesMax * lines * 8)
+    private var room = PageBuffer(byteCount: Limits.pageBytes)
+    private var slots: [PageNumber: Int] = [:]
+
+    /// Some of these pages.
+    mutating func keep(_ runs: [WriteWatch.PageRun], _ reader: GuestReader) throws(SystemError) {
+        for (slot, page) in WrittenSample.spread(runs, pagesMax: Self.pagesMax).enumerated() {
+            try reader.read(first: page, count: 1, into: &room, at: 0)
+            for line in 0..<Self.lines { sums.store(sum(line), at: (slot * Self.lines + line) * 8) }
+            slots[page] = slot
+        }
+    }
+
+    /// - Parameter runs: written since.
+    /// - Returns: share of the lines of these pages that have changed; nil: too few were kept.
+    mutating func changedShare(_ runs: [WriteWatch.PageRun], _ reader: GuestReader) throws(SystemError) -> Double? {
+        var (pages, changed) = (0, 0)
+        for run in runs {
+            for page in run.first..<run.first + PageNumber(run.count) {
+                guard let slot = slots[page] else { continue }
+                try reader.read(first: page, count: 1, into: &room, at: 0)
+                pages += 1
+                for line in 0..<Self.lines where sums.word(at: (slot * Self.lines + line) * 8) != sum(line) {
+                    changed += 1
                 }
             }
         }
+        return pages >= Self.comparedMin ? Double(changed) / Double(pages * Self.lines) : nil
+    }
 
-        private mutating func compare(_ slot: Int) {
-            pages += 1
-            var changed = 0
-            for line in 0..<Limits.pageBytes / lineBytes {
-                let old = slot * Limits.pageBytes + line * lineBytes
-                let new = room.bytes.extracting(line * lineBytes..<(line + 1) * lineBytes)
-                if !kept.bytes.extracting(old..<old + lineBytes).equals(new) { changed += 1 }
-            }
-            changedLines += changed
-        }
+    private func sum(_ line: Int) -> UInt64 {
+        Checksum.of(room.bytes.extracting(line * Self.lineBytes..<(line + 1) * Self.lineBytes))
     }
 }

@@ -20,8 +20,8 @@ public final class Brake: Sendable {
     /// Of threads that stand: how long in one piece, and their moments, which are a share of how long they have had such. On a
     /// busy host a thread may not get to run within a short one.
     static let standMs = 5.0
-    static let momentMs = 0.1...2.0
-    public static let momentShare = 0.02
+    static let momentMs = 0.2...2.0
+    public static let momentShare = 0.05
 
     private enum Order {
         case none

@@ -15,6 +15,8 @@ struct GateWorld {
     /// What its vCPUs have to do, and what the gate is told of it; nil: nothing.
     var demand = CPUDemand.whole { didSet { measuredShare = demand.share } }
     var measuredShare: Double? = 1
+    /// When it first asks for it, its vCPUs are stopped for this share of the time, whatever it asks for.
+    var forcedShare: Double?
 
     init(_ guest: WorkingSet, maxDowntimeMs: Double = 300, _ ladder: Ladder = Ladder()) {
         self.guest = guest
@@ -34,6 +36,9 @@ struct GateWorld {
         var shares: [Double]
         var rungRound: Int?
         var rungs: Int { shares.count }
+        /// Work that the guest has not done for having been slowed down, and the time since it first was; milliseconds.
+        var lostMs = 0.0
+        var slowedForMs = 0.0
     }
 
     var noticeMs = 8.0
@@ -48,6 +53,7 @@ struct GateWorld {
         var (gate, ms, slowed) = (gate, 0.0, 0.0)
         var (shares, rungRound): ([Double], Int?) = ([], nil)
         var (left, lastReady) = (pages, Double.infinity)
+        var (lostMs, slowedSinceMs): (Double, Double?) = (0, nil)
         for round in 2...100_000 {
             let sendMs = max(left * pageMs, 1)
             let idleMs = left < 0.7 * lastReady || slowed > 0 ? 0 : max(0, Self.steadyMs - sendMs)
@@ -62,6 +68,7 @@ struct GateWorld {
                 gate.saw(TimedLook(endMs: ms + lookMs, spanMs: lookMs, stoodMs: slowed * lookMs, pages: pages))
             }
             ms += spanMs
+            lostMs += spanMs * (1 - demand.progress(running: 1 - slowed))
             var sample = GateSample()
             sample.elapsedMs = ms
             sample.round = round
@@ -78,16 +85,20 @@ struct GateWorld {
             switch decision {
             case .wait: break
             case .slowDown(let share):
-                slowed = max(slowed, share)
+                slowed = max(slowed, shares.isEmpty ? forcedShare ?? share : share)
+                slowedSinceMs = slowedSinceMs ?? ms
                 shares.append(share)
                 rungRound = rungRound ?? round
             case .open, .handOver, .refuse:
                 let ran = demand.progress(running: 1 - slowed) * speed(ms)
                 let last = guest.dirtied(inMs: (left * pageMs + (qemuStops ? 0 : noticeMs)) * ran)
-                return End(
+                var end = End(
                     decision: decision, ms: ms, rounds: round,
                     pauseMs: last * pageMs + SwitchGate.fixedMs + SwitchGate.deviceBytes / sample.linkBytesPerS * 1000,
                     slowed: slowed, shares: shares, rungRound: rungRound)
+                end.lostMs = lostMs + end.pauseMs
+                end.slowedForMs = ms - (slowedSinceMs ?? ms)
+                return end
             }
             if ms > Self.limitMs { return nil }
         }
