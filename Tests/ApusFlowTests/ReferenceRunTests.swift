@@ -107,6 +107,24 @@ import Testing
         #expect(pages == guest.filter { $0.block != nil }.map(\.page))
     }
 
+    /// After much that is nowhere: of the first batch with some that is on the disk, all of it.
+    @Test func nothingIsMissedWhereTheDiskBegins() throws {
+        var references = try Self.references()
+        var page: PageNumber = 0
+        for _ in 0..<8 {
+            let slots = references.search(Self.batch((0..<64).map { (page + $0, nil) }), readable: Self.readable)
+            #expect(slots == 0)
+            page += 64
+        }
+        // Eight of them are looked for now.
+        let few = references.search(
+            Self.batch((0..<64).map { (page + $0, $0 % 8 == 3 ? Int($0) : nil) }), readable: Self.readable)
+        #expect(few == 0)
+        let mixed: Guest = (0..<64).map { (page + 64 + $0, $0 < 20 ? nil : Int($0)) }
+        let slots = references.search(Self.batch(mixed), readable: Self.readable)
+        #expect(slots == .max << 20)
+    }
+
     /// The middle one of three runs is wrong there: its pages travel, and no others.
     @Test func aRefusedRunTravelsWhole() throws {
         var references = try Self.references()

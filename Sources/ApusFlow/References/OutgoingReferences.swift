@@ -92,12 +92,27 @@ struct OutgoingReferences: ~Copyable, Sendable {
     /// - Returns: slots of the pages found, as bits.
     mutating func search(_ batch: borrowing Batch, readable: PageRanges) -> UInt64 {
         matchCount = 0
-        placed = 0
         guard let terms, !terms.isClosed, batch.dataPages > 0 else { return 0 }
         let (onDisk, inSnapshot) = (diskGate.isOpen, snapshotGate.isOpen)
         diskGate.passed(pages: batch.dataPages)
         snapshotGate.passed(pages: batch.dataPages)
-        guard onDisk || inSnapshot, pace.looks(pages: batch.dataPages) else { return 0 }
+        guard onDisk || inSnapshot else { return 0 }
+        func find(_ bytes: RawSpan, _ page: PageNumber) -> (place: UInt8, at: UInt32)? {
+            terms.find(bytes, page, inSnapshot: inSnapshot, onDisk: onDisk)
+        }
+        var slots = match(batch, readable, step: pace.step, find)
+        if slots != 0, pace.step > 1 { slots = match(batch, readable, step: 1, find) }
+        pace.looked(pages: batch.dataPages, found: slots.nonzeroBitCount)
+        return slots
+    }
+
+    /// Looks for one page in `step`.
+    private mutating func match(
+        _ batch: borrowing Batch, _ readable: PageRanges, step: Int,
+        _ find: (RawSpan, PageNumber) -> (place: UInt8, at: UInt32)?
+    ) -> UInt64 {
+        matchCount = 0
+        placed = 0
         // A page that goes out of a run's middle makes one run more.
         var room = Limits.batchRecords - batch.recordCount
         var slots: UInt64 = 0
@@ -107,15 +122,14 @@ struct OutgoingReferences: ~Copyable, Sendable {
             let isReadable = readable.contains(record.first)
             for page in record.first..<record.first + PageNumber(record.count) {
                 defer { slot += 1 }
-                guard isReadable, room > 0 else { continue }
+                guard isReadable, room > 0, slot % step == 0 else { continue }
                 let bytes = batch.data.bytes.extracting(slot * Limits.pageBytes..<(slot + 1) * Limits.pageBytes)
-                guard let found = terms.find(bytes, page, inSnapshot: inSnapshot, onDisk: onDisk) else { continue }
+                guard let found = find(bytes, page) else { continue }
                 note(page, found, slot: slot, isNew: page == record.first)
                 slots |= 1 << UInt64(slot)
                 room -= 1
             }
         }
-        pace.looked(pages: batch.dataPages, found: slots.nonzeroBitCount)
         return slots
     }
 
