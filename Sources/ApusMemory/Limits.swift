@@ -26,6 +26,8 @@ public enum Limits {
     /// Frames of references that a lane may have unanswered: enough to read in the disk's order and to keep the storage
     /// busy over a round trip; 8 MiB of memory at the receiver.
     public static let referencesInFlight = 32
+    /// Pages of one reference: with twice as many it takes hardly less room, and one wrong page refuses them all.
+    public static let referencePages = 16
     /// Disk images of one VM that pages may refer to.
     public static let images = 32
     /// Pages of a snapshot whose hints a receiver tells: 256 GiB.

@@ -60,7 +60,7 @@ public struct PageSet: Equatable, Sendable {
     }
 
     /// Bits of one word; `bit + count` is at most 64.
-    static func mask(bit: Int, count: Int) -> UInt64 {
+    public static func mask(bit: Int, count: Int) -> UInt64 {
         count == 64 ? .max : ((1 << UInt64(count)) - 1) << UInt64(bit)
     }
 

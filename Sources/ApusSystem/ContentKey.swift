@@ -4,20 +4,24 @@ internal import CXXHash
 /// What pages are called inside one trust domain: a keyed SHA-256 as proof, a keyed XXH3 as a hint of where to look.
 ///
 /// ```
-///   secret + domain -- SHA-256 --> key --> digest(page) = SHA-256(key | label | page)   proof
-///                                    `---> hint(page)   = XXH3-64(secret', page)        where to look, never a proof
+///   secret + domain -- SHA-256 --> key --> digest(page)  = SHA-256(key | "page" | page)               proof
+///                                    |---> digest(pages) = SHA-256(key | "run" | u64 bytes | pages)   one proof of all
+///                                    `---> hint(page)    = XXH3-64(secret', page)    where to look, never a proof
 /// ```
 ///
 /// Content of two domains never matches, because no two pages of theirs share a name; an operator joins tenants by
-/// giving them one domain. All messages to SHA-256 have the same length, so a prefix is as good a key as HMAC's two.
+/// giving them one domain. What stands before the pages tells how long the message is, so none is the beginning of
+/// another: nobody can lengthen a digest, and a prefix is as good a key as HMAC's two.
 public final class ContentKey: Sendable {
     public static let secretBytes = 32
     /// XXH3's own default length.
     private static let hintSecretBytes = 192
     private static let labelBytes = 32
+    private static let pageBytes = 4096
 
     /// SHA-256 after its first block, which is the key and a label.
-    private let begun: SHA256_CTX
+    private let begunPage: SHA256_CTX
+    private let begunRun: SHA256_CTX
     private let hintSecret: PageBuffer
     /// Tells keys apart without telling the key: what was written under another one is useless.
     public let fingerprint: UInt64
@@ -28,7 +32,8 @@ public final class ContentKey: Sendable {
     public init(secret: [UInt8], domain: String) {
         precondition(secret.count == Self.secretBytes)
         let key = Self.sha256(secret + Array(domain.utf8))
-        begun = Self.begin(key + Self.label("page"))
+        begunPage = Self.begin(key + Self.label("page"))
+        begunRun = Self.begin(key + Self.label("run"))
         var hints = PageBuffer(byteCount: Self.hintSecretBytes)
         for part in 0..<Self.hintSecretBytes / Digest.byteCount {
             hints.write(Self.sha256(key + Self.label("hint \(part)")).rawBytes, at: part * Digest.byteCount)
@@ -37,14 +42,14 @@ public final class ContentKey: Sendable {
         fingerprint = Self.sha256(key + Self.label("fingerprint")).rawBytes.littleEndian(at: 0)
     }
 
-    /// The proof that two pages are the same; some 2 µs for 4096 bytes with the CPU's SHA instructions.
-    public func digest(of page: RawSpan) -> Digest {
-        var context = begun
+    /// The proof that pages are the same, one or many in their order; some 2 µs a page with the CPU's SHA instructions.
+    public func digest(of pages: RawSpan) -> Digest {
+        var context = pages.byteCount == Self.pageBytes ? begunPage : beginRun(byteCount: pages.byteCount)
         var words = InlineArray<4, UInt64>(repeating: 0)
         var span = words.mutableSpan
         // SAFETY: SHA256_Final writes 32 bytes, which is what four words hold.
         unsafe span.withUnsafeMutableBytes { target in
-            unsafe page.withUnsafeBytes { _ = unsafe SHA256_Update(&context, $0.baseAddress, $0.count) }
+            unsafe pages.withUnsafeBytes { _ = unsafe SHA256_Update(&context, $0.baseAddress, $0.count) }
             _ = unsafe SHA256_Final(target.baseAddress?.assumingMemoryBound(to: UInt8.self), &context)
         }
         return Digest(words: words)
@@ -57,6 +62,14 @@ public final class ContentKey: Sendable {
             unsafe XXH3_64bits_withSecret($0.baseAddress, $0.count, hintSecret.base, Self.hintSecretBytes)
         }
         return hint == 0 ? 1 : hint
+    }
+
+    private func beginRun(byteCount: Int) -> SHA256_CTX {
+        var context = begunRun
+        var length = UInt64(byteCount).littleEndian
+        // SAFETY: OpenSSL reads the eight bytes of the word.
+        unsafe SHA256_Update(&context, &length, 8)
+        return context
     }
 
     private static func begin(_ block: [UInt8]) -> SHA256_CTX {

@@ -130,13 +130,13 @@ struct BenchContent: ParsableCommand {
         var spentNs = 0.0
         var proved = 0
         for batch in 0..<blocks / 64 {
-            let references = (0..<64).map { slot in
+            let runs = (0..<64).map { slot in
                 let block = batch * 64 + slot
                 MadeContent.fill(&page, block)
-                return BlockReference(page: UInt32(block), block: UInt32(block), digest: key.digest(of: page.bytes))
+                return ContentRun(at: UInt32(block), pages: 1, digest: key.digest(of: page.bytes))
             }
             let began = Stopwatch()
-            proved += reader.prove(references.span, into: &pages).nonzeroBitCount
+            proved += reader.prove(runs.span, into: &pages).nonzeroBitCount
             spentNs += began.cpuNs
         }
         record.add("block read and proved \(what)", proved, cpuNs: spentNs, wallMs: nil)
@@ -170,7 +170,9 @@ struct BenchContent: ParsableCommand {
         began = Stopwatch()
         var proved = 0
         for number in 0..<blocks
-        where reader.prove(PageNumber(number), digests[number], into: &page, at: 0) { proved += 1 }
+        where reader.prove(ContentRun(at: UInt32(number), pages: 1, digest: digests[number]), into: &page, at: 0) {
+            proved += 1
+        }
         record.add("page read from the store and proved", proved, began)
         began = Stopwatch()
         store = try Self.reopen(store, place)

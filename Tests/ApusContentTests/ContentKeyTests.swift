@@ -22,6 +22,36 @@ import Testing
         #expect(testKey().digest(of: bytes.rawBytes) != Digest.of(bytes.rawBytes))
     }
 
+    /// What two agents and every store must agree on. The length stands before the pages: no digest is the beginning of
+    /// another's.
+    @Test func thisIsWhatIsDigested() {
+        let secret = [UInt8](repeating: 7, count: ContentKey.secretBytes)
+        let domainKey = sha256(secret + Array("tenant".utf8))
+        func label(_ text: String) -> [UInt8] { Array(text.utf8) + [UInt8](repeating: 0, count: 32 - text.utf8.count) }
+        #expect(
+            testKey().digest(of: page(1).rawBytes) == Digest.of((domainKey + label("apus page") + page(1)).rawBytes))
+        for pages in [2, 3, 16] {
+            let bytes = (0..<pages).flatMap { page($0) }
+            let message = domainKey + label("apus run") + littleEndian(UInt64(pages * 4096)) + bytes
+            #expect(testKey().digest(of: bytes.rawBytes) == Digest.of(message.rawBytes))
+        }
+    }
+
+    private func sha256(_ bytes: [UInt8]) -> [UInt8] {
+        let digest = Digest.of(bytes.rawBytes)
+        return (0..<4).flatMap { littleEndian(digest.words[$0]) }
+    }
+
+    /// Whoever has digests of pages has none of their runs, nor of parts of them, nor of the same pages in another order.
+    @Test func aRunHasADigestOfItsOwn() {
+        let pages = (0..<16).map { page($0) }
+        let all = (1...16).map { testKey().digest(of: pages[0..<$0].flatMap(\.self).rawBytes) }
+        for (index, digest) in all.enumerated() { #expect(!all[0..<index].contains(digest)) }
+        let turned = (pages[1] + pages[0]).rawBytes
+        #expect(testKey().digest(of: turned) != all[1])
+        #expect(testKey("another tenant").digest(of: (pages[0] + pages[1]).rawBytes) != all[1])
+    }
+
     @Test func everyBitCounts() {
         let key = testKey()
         var bytes = page(2)

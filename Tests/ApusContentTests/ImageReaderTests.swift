@@ -15,12 +15,17 @@ import Testing
         try folder.put("disk", data)
     }
 
-    private func reference(_ number: Int, at block: UInt32? = nil) -> BlockReference {
-        BlockReference(
-            page: PageNumber(number), block: block ?? UInt32(number), digest: key.digest(of: page(number).rawBytes))
+    private func reference(_ number: Int, at block: UInt32? = nil) -> ContentRun {
+        run(number..<number + 1, at: block)
     }
 
-    private func prove(_ references: [BlockReference]) throws -> (proved: UInt64, pages: [UInt8]) {
+    private func run(_ numbers: Range<Int>, at block: UInt32? = nil) -> ContentRun {
+        ContentRun(
+            at: block ?? UInt32(numbers.lowerBound), pages: numbers.count,
+            digest: key.digest(of: numbers.flatMap { page($0) }.rawBytes))
+    }
+
+    private func prove(_ references: [ContentRun]) throws -> (proved: UInt64, pages: [UInt8]) {
         var reader = ImageReader(try ImageReader.openImage(folder.file("disk")), key)
         var pages = PageBuffer(byteCount: 64 * 4096)
         let proved = reader.prove(references.span, into: &pages)
@@ -55,7 +60,7 @@ import Testing
     }
 
     @Test func anotherTenantsDigestProvesNothing() throws {
-        let stranger = BlockReference(page: 0, block: 5, digest: testKey("another").digest(of: page(5).rawBytes))
+        let stranger = ContentRun(at: 5, pages: 1, digest: testKey("another").digest(of: page(5).rawBytes))
         #expect(try prove([stranger]).proved == 0)
     }
 
@@ -69,6 +74,63 @@ import Testing
         #expect(proved == 1)
         try folder.put("disk", Data(repeating: 3, count: 4096 * 20))
         #expect(try prove(references).proved == 0)
+    }
+
+    /// Runs of all lengths, near and far, in any order, over each other and the same twice.
+    @Test(arguments: 0..<20) func runsComeInTheOrderGiven(seed: Int) throws {
+        var runs: [Range<Int>] = []
+        var left = 64
+        while left > 0 {
+            let from = (runs.count + seed) * 7919 % (seed % 2 == 0 ? 100 : 1900)
+            let pages = min((runs.count * 5 + seed * 3) % 16 + 1, left)
+            runs.append(from..<from + pages)
+            left -= pages
+        }
+        let (proved, pages) = try prove(runs.map { run($0) })
+        let numbers = runs.flatMap(\.self)
+        #expect(proved == .max)
+        for (slot, number) in numbers.enumerated() {
+            #expect(Array(pages[slot * 4096..<(slot + 1) * 4096]) == page(number))
+        }
+    }
+
+    /// One bit of one page, and the run is refused, and no other.
+    @Test(arguments: 0..<16) func aWrongPageRefusesItsRun(wrong: Int) throws {
+        let file = try Descriptor.open(folder.file("disk"), .readWrite)
+        var bytes = page(100 + wrong)
+        bytes[wrong * 256] ^= 1
+        try file.write(bytes.rawBytes, at: UInt64((100 + wrong) * 4096))
+        let (proved, pages) = try prove([run(90..<100), run(100..<116), run(116..<120)])
+        #expect(proved == 0x3ff | 0xf << 26)
+        #expect(Array(pages[0..<10 * 4096]) == (90..<100).flatMap { page($0) })
+        #expect(Array(pages[26 * 4096..<30 * 4096]) == (116..<120).flatMap { page($0) })
+    }
+
+    /// The digest of a run is that of as many pages: neither its beginning nor its pages one by one are proved by it.
+    @Test func anotherLengthIsAnotherRun() throws {
+        let whole = run(100..<104)
+        #expect(try prove([ContentRun(at: 100, pages: 3, digest: whole.digest)]).proved == 0)
+        #expect(try prove([ContentRun(at: 100, pages: 5, digest: whole.digest)]).proved == 0)
+        #expect(try prove([ContentRun(at: 100, pages: 1, digest: whole.digest)]).proved == 0)
+    }
+
+    @Test func anImageThatEndsInTheMiddleOfARunRefusesIt() throws {
+        #expect(unsafe truncate(folder.file("disk"), 4096 * 1995) == 0)
+        let runs = [run(1980..<1990), run(1990..<1996), run(1994..<1995), run(1996..<2000)]
+        #expect(try prove(runs).proved == 0x3ff | 1 << 16)
+        #expect(try prove([run(0..<16, at: .max), run(0..<2, at: .max - 1), run(7..<9)]).proved == 0b11 << 18)
+    }
+
+    @Test func aHoleInARunReadsAsZeros() throws {
+        try folder.put("disk", Data())
+        #expect(unsafe truncate(folder.file("disk"), 4096 * 10) == 0)
+        let file = try Descriptor.open(folder.file("disk"), .readWrite)
+        for number in 0..<10 where number != 5 { try file.write(page(number).rawBytes, at: UInt64(number * 4096)) }
+        let bytes = (0..<10).flatMap { $0 == 5 ? zeroPage : page($0) }
+        let holed = ContentRun(at: 0, pages: 10, digest: key.digest(of: bytes.rawBytes))
+        let (proved, pages) = try prove([run(0..<10), holed])
+        #expect(proved == 0x3ff << 10)
+        #expect(Array(pages[10 * 4096..<20 * 4096]) == bytes)
     }
 
     /// A guest that overwrites its disk all along, and writes back what was there: what is proved is right, whatever was

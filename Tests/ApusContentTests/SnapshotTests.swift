@@ -40,7 +40,8 @@ func readable(
             continue
         }
         let bytes = page(content, compressible: compressible)
-        let proved = reader?.prove(PageNumber(number), key.digest(of: bytes.rawBytes), into: &buffer, at: 0)
+        let run = ContentRun(at: PageNumber(number), pages: 1, digest: key.digest(of: bytes.rawBytes))
+        let proved = reader?.prove(run, into: &buffer, at: 0)
         guard proved == true else { continue }
         #expect(snapshot.hint(of: PageNumber(number)) == key.hint(of: bytes.rawBytes))
         if buffer.bytes.equals(bytes.rawBytes) { right += 1 } else { Issue.record("page \(number) is wrong") }
@@ -104,8 +105,43 @@ func readable(
         let snapshot = try #require(try store.snapshot(of: "vm", testKey("b")))
         var reader = SnapshotReader(snapshot, testKey("a"))
         var buffer = PageBuffer(byteCount: 4096)
-        let isProved = reader?.prove(1, testKey("a").digest(of: page(1).rawBytes), into: &buffer, at: 0)
+        let run = ContentRun(at: 1, pages: 1, digest: testKey("a").digest(of: page(1).rawBytes))
+        let isProved = reader?.prove(run, into: &buffer, at: 0)
         #expect(isProved == nil)
+    }
+
+    /// Over the borders of chunks, of pages that an older snapshot has stored in another order, up to a page of zeros and to the
+    /// snapshot's end.
+    @Test func runsAreReadBackWholeOrNotAtAll() throws {
+        var store = try SnapshotStore.open(path: folder.file("store"), bytesMax: 1 << 30)
+        try store.put("other", (0..<100).map { 99 - $0 })
+        let memory: Memory = (0..<200).map { $0 == 150 ? nil : $0 }
+        try store.put("vm", memory)
+        let snapshot = try #require(try store.snapshot(of: "vm", testKey()))
+        guard var reader = SnapshotReader(snapshot, testKey()) else { throw StoreError.busy }
+        var buffer = PageBuffer(byteCount: 17 * 4096)
+        for first in 0..<200 {
+            for pages in [2, 7, 16] {
+                let bytes = (first..<first + pages).flatMap { $0 == 150 ? zeroPage : page($0) }
+                let run = ContentRun(
+                    at: PageNumber(first), pages: pages, digest: testKey().digest(of: bytes.rawBytes))
+                let isProved = reader.prove(run, into: &buffer, at: 4096)
+                #expect(isProved == (first + pages <= 200 && !(first..<first + pages).contains(150)))
+                if isProved {
+                    let isRight = buffer.bytes.extracting(4096..<(pages + 1) * 4096).equals(bytes.rawBytes)
+                    #expect(isRight)
+                }
+            }
+        }
+        // Content that is almost there, and a run that no number of pages reaches.
+        let almost = (10..<25).flatMap { page($0) } + page(26)
+        for run in [
+            ContentRun(at: 10, pages: 16, digest: testKey().digest(of: almost.rawBytes)),
+            ContentRun(at: .max, pages: 16, digest: testKey().digest(of: almost.rawBytes)),
+        ] {
+            let isProved = reader.prove(run, into: &buffer, at: 0)
+            #expect(!isProved)
+        }
     }
 
     @Test func anUnfinishedSnapshotLeavesTheOlderOne() throws {

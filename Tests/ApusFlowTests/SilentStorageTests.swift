@@ -54,7 +54,8 @@ import Testing
                 let count = try ReferencePayload.head(connection.receiver.payload).count
                 var pages: Set<PageNumber> = []
                 for index in 0..<count {
-                    pages.insert(ReferencePayload.entry(connection.receiver.payload, at: index).page)
+                    let entry = ReferencePayload.entry(connection.receiver.payload, at: index)
+                    pages.formUnion(entry.page..<entry.page + PageNumber(entry.pages))
                 }
                 seen.update { [pages] in $0.referred.formUnion(pages) }
                 frames += 1

@@ -1,27 +1,13 @@
-public import ApusMemory
+internal import ApusMemory
 public import ApusSystem
-
-/// A page expressed as a block of a disk image: whoever has the image reads it, and proves it by the digest.
-public struct BlockReference: Sendable, Equatable {
-    public let page: PageNumber
-    /// Offset in the image / 4096.
-    public let block: UInt32
-    public let digest: Digest
-
-    public init(page: PageNumber, block: UInt32, digest: Digest) {
-        self.page = page
-        self.block = block
-        self.digest = digest
-    }
-}
 
 /// A receiver's own view of a shared image.
 ///
 /// What it reads may be older or newer than what the sender saw, or of another image altogether: a page counts only when
 /// its digest is the reference's. One reader per thread.
 public struct ImageReader: ~Copyable, Sendable {
-    /// Blocks no further apart are read at once: 64 KiB cost less than a second request.
-    private static let gapBlocksMax: UInt32 = 15
+    /// So many blocks between two that are wanted are read with them: 64 KiB cost less than a second request.
+    private static let gapBlocksMax: UInt64 = 15
     private var file: Descriptor
     private let key: ContentKey
     private var content = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
@@ -47,59 +33,63 @@ public struct ImageReader: ~Copyable, Sendable {
         return file
     }
 
-    /// Reads a batch of blocks in the order of the disk; page n of `pages` is that of reference n.
+    /// Reads runs of blocks in the order of the disk, and puts their pages one behind the other in the order given.
     ///
-    /// - Parameter references: at most `Limits.batchPages`.
-    /// - Returns: which were read and proved, bit n for reference n. The others have to be asked for as literal pages,
-    ///   and their places in `pages` hold nothing of meaning.
-    public mutating func prove(_ references: Span<BlockReference>, into pages: inout PageBuffer) -> UInt64 {
-        precondition(references.count <= Limits.batchPages && references.count * Limits.pageBytes <= pages.byteCount)
-        let order = Self.sorted(references)
+    /// - Parameter runs: at most `Limits.batchPages` pages in all.
+    /// - Returns: which pages were read and proved, bit n for the nth; of a run, all or none. The others have to be asked for
+    ///   as literal pages, and their places in `pages` hold nothing of meaning.
+    public mutating func prove(_ runs: Span<ContentRun>, into pages: inout PageBuffer) -> UInt64 {
+        let order = Self.sorted(runs)
         var proved: UInt64 = 0
         var next = 0
-        while next < references.count {
-            let first = UInt32(order[next] >> 8)
-            var lastBlock = first
-            var end = next + 1
-            while end < references.count {
-                let block = UInt32(order[end] >> 8)
-                if block - lastBlock > Self.gapBlocksMax || block - first >= UInt32(Limits.batchPages) { break }
-                lastBlock = block
-                end += 1
+        while next < runs.count {
+            let first = UInt64(runs[order[next].run].at)
+            var end = first
+            var behind = next
+            while behind < runs.count {
+                let run = runs[order[behind].run]
+                if UInt64(run.at) > end + Self.gapBlocksMax || run.end > first + UInt64(Limits.batchPages) { break }
+                end = max(end, run.end)
+                behind += 1
             }
-            let have = read(first, Int(lastBlock - first) + 1)
-            for place in next..<end {
-                let index = Int(order[place] & 0xff)
-                let at = Int(UInt32(order[place] >> 8) - first) * Limits.pageBytes
-                guard at + Limits.pageBytes <= have else { continue }
-                let bytes = content.bytes.extracting(at..<at + Limits.pageBytes)
-                guard key.digest(of: bytes) == references[index].digest else { continue }
-                pages.write(bytes, at: index * Limits.pageBytes)
-                proved |= 1 << UInt64(index)
+            let have = read(first, Int(end - first))
+            for place in next..<behind {
+                let (run, slot) = (runs[order[place].run], order[place].slot)
+                let (at, byteCount) = (Int(UInt64(run.at) - first) * Limits.pageBytes, run.pages * Limits.pageBytes)
+                guard at + byteCount <= have else { continue }
+                let bytes = content.bytes.extracting(at..<at + byteCount)
+                guard key.digest(of: bytes) == run.digest else { continue }
+                pages.write(bytes, at: slot * Limits.pageBytes)
+                proved |= PageSet.mask(bit: slot, count: run.pages)
             }
-            next = end
+            next = behind
         }
         return proved
     }
 
     /// Bytes that could be read; what could not is refused, whatever the reason.
-    private mutating func read(_ block: UInt32, _ count: Int) -> Int {
-        let at = UInt64(block) * UInt64(Limits.pageBytes)
-        return (try? file.read(at: at, into: &content, 0..<count * Limits.pageBytes)) ?? 0
+    private mutating func read(_ block: UInt64, _ count: Int) -> Int {
+        (try? file.read(at: block * UInt64(Limits.pageBytes), into: &content, 0..<count * Limits.pageBytes)) ?? 0
     }
 
-    /// Block and place of each reference, `block << 8 | place`, ascending: insertion sort, because most batches are nearly
-    /// in order.
-    private static func sorted(_ references: Span<BlockReference>) -> InlineArray<64, UInt64> {
-        var order = InlineArray<64, UInt64>(repeating: .max)
-        for index in 0..<references.count {
-            let key = UInt64(references[index].block) << 8 | UInt64(index)
+    /// A run by its index, and where its first page goes.
+    private struct Place {
+        var run = 0
+        var slot = 0
+    }
+
+    /// Ascending by block: insertion sort, because most batches are nearly in order.
+    private static func sorted(_ runs: Span<ContentRun>) -> InlineArray<64, Place> {
+        var order = InlineArray<64, Place>(repeating: Place())
+        var slot = 0
+        for index in runs.indices {
             var place = index
-            while place > 0, order[place - 1] > key {
+            while place > 0, runs[order[place - 1].run].at > runs[index].at {
                 order[place] = order[place - 1]
                 place -= 1
             }
-            order[place] = key
+            order[place] = Place(run: index, slot: slot)
+            slot += runs[index].pages
         }
         return order
     }

@@ -97,19 +97,24 @@ public struct SnapshotReader: ~Copyable, Sendable {
         self.key = key
     }
 
-    /// Copies a page of the snapshot to `offset` of the buffer when its content has this digest. False: ask for the page
-    /// itself; the buffer is as it was.
-    public mutating func prove(
-        _ page: PageNumber, _ digest: Digest, into buffer: inout PageBuffer, at offset: Int
-    ) -> Bool {
-        guard page < snapshot.pageCount else { return false }
+    /// Copies pages of the snapshot to `offset` of the buffer. False: they are not what the digest says; ask for the pages
+    /// themselves, what lies there now is nothing of meaning.
+    public mutating func prove(_ run: ContentRun, into buffer: inout PageBuffer, at offset: Int) -> Bool {
+        guard run.end <= UInt64(snapshot.pageCount) else { return false }
+        for index in 0..<run.pages {
+            let at = offset + index * Limits.pageBytes
+            guard copy(run.at + PageNumber(index), to: &buffer, at: at) else { return false }
+        }
+        let bytes = buffer.bytes.extracting(offset..<offset + run.pages * Limits.pageBytes)
+        return key.digest(of: bytes) == run.digest
+    }
+
+    private mutating func copy(_ page: PageNumber, to buffer: inout PageBuffer, at offset: Int) -> Bool {
         let place = snapshot.place(of: page)
         guard place != .none, let file = snapshot.file(place.segment), (try? chunk.load(file, place)) == true,
             place.index < chunk.count, chunk.expand()
         else { return false }
-        let bytes = chunk.page(place.index)
-        guard key.digest(of: bytes) == digest else { return false }
-        buffer.write(bytes, at: offset)
+        buffer.write(chunk.page(place.index), at: offset)
         return true
     }
 }

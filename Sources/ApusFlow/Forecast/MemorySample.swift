@@ -29,7 +29,7 @@ public struct MemorySample: Sendable, Equatable {
     /// Wire bytes of any of the pages that were looked at, zeros among them.
     public var bytesPerSeenPage: Double { bytesPerPage * (1 - seenShare(zeroPages)) }
 
-    /// The same with references: a proof instead of the page.
+    /// The same with references: a proof instead of the page, at worst one for each.
     public var bytesPerPageReferred: Double {
         let (referred, all) = (Double(diskPages + snapshotPages), Double(pages - zeroPages))
         guard all > 0 else { return bytesPerPage }

@@ -8,13 +8,13 @@ internal import ApusWire
 struct ReferenceParcel: ~Copyable, Sendable {
     var number: UInt32 = 0
     var place: UInt8 = 0
-    var references: [BlockReference] = []
+    var runs: [ContentRun] = []
     var pages = PageBuffer(byteCount: Limits.batchPages * Limits.pageBytes)
     /// Bit n: page n is in `pages`, and proved.
     var proved: UInt64 = 0
     var readNs: UInt64 = 0
 
-    init() { references.reserveCapacity(Limits.batchPages) }
+    init() { runs.reserveCapacity(Limits.batchPages) }
 }
 
 /// The thread that reads and proves for one receiving lane, beside the link. It never touches guest RAM.
@@ -67,17 +67,17 @@ final class ReferenceWorker: Sendable {
         private mutating func fromImage(_ parcel: inout ReferenceParcel) -> UInt64 {
             guard let file = terms.images[Int(parcel.place) - 1] else { return 0 }
             image?.turn(to: file)
-            let references = parcel.references
-            return image?.prove(references.span, into: &parcel.pages) ?? 0
+            let runs = parcel.runs
+            return image?.prove(runs.span, into: &parcel.pages) ?? 0
         }
 
         private mutating func fromSnapshot(_ parcel: inout ReferenceParcel) -> UInt64 {
-            var proved: UInt64 = 0
-            for (index, reference) in parcel.references.enumerated() {
-                let at = index * Limits.pageBytes
-                if snapshot?.prove(reference.block, reference.digest, into: &parcel.pages, at: at) ?? false {
-                    proved |= 1 << UInt64(index)
+            var (proved, slot): (UInt64, Int) = (0, 0)
+            for run in parcel.runs {
+                if snapshot?.prove(run, into: &parcel.pages, at: slot * Limits.pageBytes) ?? false {
+                    proved |= PageSet.mask(bit: slot, count: run.pages)
                 }
+                slot += run.pages
             }
             return proved
         }
@@ -111,36 +111,38 @@ struct IncomingReferences: ~Copyable, Sendable {
         }
         try check(payload, head.count)
         // What the page holds is not known before it is installed: only a whole page may follow.
+        var pages = 0
         for index in 0..<head.count {
-            let page = ReferencePayload.entry(payload, at: index).page
-            replica.forget(first: page, count: 1)
-            awaited.supersede(first: page, count: 1)
+            let entry = ReferencePayload.entry(payload, at: index)
+            replica.forget(first: entry.page, count: entry.pages)
+            awaited.supersede(first: entry.page, count: entry.pages)
+            pages += entry.pages
         }
         guard var parcel = worker.idle.receiveIfAny() else {
-            let all = head.count == 64 ? UInt64.max : 1 << UInt64(head.count) - 1
+            let all = PageSet.mask(bit: 0, count: pages)
             return ReferenceAnswer(number: head.number, proved: 0, refused: all, readNs: 0)
         }
         parcel.number = head.number
         parcel.place = head.place
-        parcel.references.removeAll(keepingCapacity: true)
+        parcel.runs.removeAll(keepingCapacity: true)
         awaited.begin(head.number)
         for index in 0..<head.count {
             let entry = ReferencePayload.entry(payload, at: index)
-            awaited.add(entry.page)
-            parcel.references.append(BlockReference(page: entry.page, block: entry.at, digest: entry.digest))
+            for page in 0..<entry.pages { awaited.add(entry.page + PageNumber(page)) }
+            parcel.runs.append(ContentRun(at: entry.at, pages: entry.pages, digest: entry.digest))
         }
         _ = worker.due.sendIfRoom(parcel)
         return nil
     }
 
     private func check(_ payload: RawSpan, _ count: Int) throws(FrameError) {
-        var next: UInt64 = 0
         for index in 0..<count {
-            let page = ReferencePayload.entry(payload, at: index).page
-            guard UInt64(page) >= next, page < layout.pageCount, share.owns(page) else {
-                throw .badPayload(.reference, "page \(page) is not expected here")
+            let entry = ReferencePayload.entry(payload, at: index)
+            let last = UInt64(entry.page) + UInt64(entry.pages) - 1
+            // A reference is shorter than a stripe: it lies in two at most.
+            guard last < UInt64(layout.pageCount), share.owns(entry.page), share.owns(PageNumber(last)) else {
+                throw .badPayload(.reference, "pages \(entry.page) to \(last) are not expected here")
             }
-            next = UInt64(page) + 1
         }
     }
 
@@ -150,20 +152,23 @@ struct IncomingReferences: ~Copyable, Sendable {
 
     mutating func store(_ value: ReferenceAnswer) { value.store(in: &answer) }
 
-    /// Installs what is proved and still wanted, in runs.
-    static func install<I: PageInstaller & ~Copyable>(
-        _ parcel: borrowing ReferenceParcel, _ due: UInt64, into installer: inout I
+    /// Installs those of a frame's pages that are due, in runs.
+    func install<I: PageInstaller & ~Copyable>(
+        _ parcel: borrowing ReferenceParcel, _ frame: AwaitedPages.Frame, _ due: UInt64, into installer: inout I
     ) throws(PayloadError) {
         var index = 0
-        while index < parcel.references.count {
+        while index < frame.count {
             guard due & (1 << UInt64(index)) != 0 else {
                 index += 1
                 continue
             }
-            let first = parcel.references[index].page
+            let first = frame.pages[index]
+            let block = layout.block(of: first)
             var count = 1
-            while index + count < parcel.references.count, due & (1 << UInt64(index + count)) != 0,
-                parcel.references[index + count].page == first + PageNumber(count)
+            // What follows may be the next block's first page.
+            while index + count < frame.count, due & (1 << UInt64(index + count)) != 0,
+                frame.pages[index + count] == first + PageNumber(count),
+                layout.block(of: first + PageNumber(count)) == block
             { count += 1 }
             let from = index * Limits.pageBytes
             try installer.install(first: first, parcel.pages.bytes.extracting(from..<from + count * Limits.pageBytes))

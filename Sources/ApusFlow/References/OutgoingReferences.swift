@@ -16,11 +16,18 @@ internal import ApusWire
 /// guest writes later comes later, by its port. What the receiver holds of a page in a reference is not known before the
 /// answer, so the next version of it travels whole.
 struct OutgoingReferences: ~Copyable, Sendable {
+    /// Pages found one after the other in the batch, where they are, and in the batch's data from `slot` on.
     private struct Match: Sendable {
         var page: PageNumber = 0
         var at: UInt32 = 0
         var place: UInt8 = 0
         var slot: UInt8 = 0
+        var pages: UInt8 = 0
+
+        func continues(with page: PageNumber, _ found: (place: UInt8, at: UInt32)) -> Bool {
+            place == found.place && self.page + PageNumber(pages) == page && UInt64(at) + UInt64(pages) == found.at
+                && pages < Limits.referencePages
+        }
     }
 
     private struct Waiting: Sendable {
@@ -28,6 +35,11 @@ struct OutgoingReferences: ~Copyable, Sendable {
         var isSnapshot: Bool
         var count = 0
         var pages = InlineArray<64, PageNumber>(repeating: 0)
+
+        mutating func add(_ page: PageNumber) {
+            pages[count] = page
+            count += 1
+        }
     }
 
     struct Counts: Sendable, Equatable {
@@ -52,6 +64,7 @@ struct OutgoingReferences: ~Copyable, Sendable {
     private(set) var counts = Counts()
     private var matches = InlineArray<64, Match>(repeating: Match())
     private var matchCount = 0
+    /// Bit n: the nth match is in a frame.
     private var placed: UInt64 = 0
     private var number: UInt32 = 0
     private var waiting: [Waiting] = []
@@ -79,12 +92,27 @@ struct OutgoingReferences: ~Copyable, Sendable {
     /// - Returns: slots of the pages found, as bits.
     mutating func search(_ batch: borrowing Batch, readable: PageRanges) -> UInt64 {
         matchCount = 0
-        placed = 0
         guard let terms, !terms.isClosed, batch.dataPages > 0 else { return 0 }
         let (onDisk, inSnapshot) = (diskGate.isOpen, snapshotGate.isOpen)
         diskGate.passed(pages: batch.dataPages)
         snapshotGate.passed(pages: batch.dataPages)
-        guard onDisk || inSnapshot, pace.looks(pages: batch.dataPages) else { return 0 }
+        guard onDisk || inSnapshot else { return 0 }
+        func find(_ bytes: RawSpan, _ page: PageNumber) -> (place: UInt8, at: UInt32)? {
+            terms.find(bytes, page, inSnapshot: inSnapshot, onDisk: onDisk)
+        }
+        var slots = match(batch, readable, step: pace.step, find)
+        if slots != 0, pace.step > 1 { slots = match(batch, readable, step: 1, find) }
+        pace.looked(pages: batch.dataPages, found: slots.nonzeroBitCount)
+        return slots
+    }
+
+    /// Looks for one page in `step`.
+    private mutating func match(
+        _ batch: borrowing Batch, _ readable: PageRanges, step: Int,
+        _ find: (RawSpan, PageNumber) -> (place: UInt8, at: UInt32)?
+    ) -> UInt64 {
+        matchCount = 0
+        placed = 0
         // A page that goes out of a run's middle makes one run more.
         var room = Limits.batchRecords - batch.recordCount
         var slots: UInt64 = 0
@@ -94,17 +122,25 @@ struct OutgoingReferences: ~Copyable, Sendable {
             let isReadable = readable.contains(record.first)
             for page in record.first..<record.first + PageNumber(record.count) {
                 defer { slot += 1 }
-                guard isReadable, room > 0 else { continue }
+                guard isReadable, room > 0, slot % step == 0 else { continue }
                 let bytes = batch.data.bytes.extracting(slot * Limits.pageBytes..<(slot + 1) * Limits.pageBytes)
-                guard let found = terms.find(bytes, page, inSnapshot: inSnapshot, onDisk: onDisk) else { continue }
-                matches[matchCount] = Match(page: page, at: found.at, place: found.place, slot: UInt8(slot))
-                matchCount += 1
+                guard let found = find(bytes, page) else { continue }
+                note(page, found, slot: slot, isNew: page == record.first)
                 slots |= 1 << UInt64(slot)
                 room -= 1
             }
         }
-        pace.looked(pages: batch.dataPages, found: matchCount)
         return slots
+    }
+
+    /// - Parameter isNew: the page begins a record, and so perhaps a RAM block.
+    private mutating func note(_ page: PageNumber, _ found: (place: UInt8, at: UInt32), slot: Int, isNew: Bool) {
+        if !isNew, matchCount > 0, matches[matchCount - 1].continues(with: page, found) {
+            matches[matchCount - 1].pages += 1
+        } else {
+            matches[matchCount] = Match(page: page, at: found.at, place: found.place, slot: UInt8(slot), pages: 1)
+            matchCount += 1
+        }
     }
 
     /// Puts the pages found of one place into ``frame``, with their proofs, and waits for the answer from now on.
@@ -116,20 +152,22 @@ struct OutgoingReferences: ~Copyable, Sendable {
         }
         let place = matches[first].place
         number += 1
-        var entry = Waiting(number: number, isSnapshot: place == 0)
+        var newest = Waiting(number: number, isSnapshot: place == 0)
+        var entries = 0
         for index in first..<matchCount where matches[index].place == place {
             let match = matches[index]
-            let at = Int(match.slot) * Limits.pageBytes
-            let digest = terms.key.digest(of: batch.data.bytes.extracting(at..<at + Limits.pageBytes))
-            ReferencePayload.store(.init(page: match.page, at: match.at, digest: digest), at: entry.count, in: &frame)
-            entry.pages[entry.count] = match.page
-            entry.count += 1
+            let (at, pages) = (Int(match.slot) * Limits.pageBytes, Int(match.pages))
+            let digest = terms.key.digest(of: batch.data.bytes.extracting(at..<at + pages * Limits.pageBytes))
+            ReferencePayload.store(
+                .init(page: match.page, at: match.at, pages: pages, digest: digest), at: entries, in: &frame)
+            entries += 1
+            for page in 0..<pages { newest.add(match.page + PageNumber(page)) }
             placed |= 1 << UInt64(index)
         }
-        ReferencePayload.store(.init(number: number, count: entry.count, place: place), in: &frame)
+        ReferencePayload.store(.init(number: number, count: entries, place: place), in: &frame)
         if waiting.isEmpty { heard = Instant.now() }
-        waiting.append(entry)
-        return ReferencePayload.headBytes + entry.count * ReferencePayload.entryBytes
+        waiting.append(newest)
+        return ReferencePayload.headBytes + entries * ReferencePayload.entryBytes
     }
 
     /// Calls `body` with each page of the newest frame.
@@ -150,8 +188,7 @@ struct OutgoingReferences: ~Copyable, Sendable {
         // It was given up.
         guard let index = waiting.firstIndex(where: { $0.number == answer.number }) else { return }
         let frame = waiting.remove(at: index)
-        let all = frame.count == 64 ? UInt64.max : 1 << UInt64(frame.count) - 1
-        guard (answer.proved | answer.refused) & ~all == 0 else {
+        guard (answer.proved | answer.refused) & ~PageSet.mask(bit: 0, count: frame.count) == 0 else {
             throw .badPayload(.referenceAnswer, "more pages than asked")
         }
         heard = Instant.now()

@@ -50,7 +50,7 @@ extension ReceiveLane {
             if let frame = installer.awaited.take(parcel.number) {
                 let due = parcel.proved & frame.wanted
                 do throws(PayloadError) {
-                    try IncomingReferences.install(parcel, due, into: &installer)
+                    try references.install(parcel, frame, due, into: &installer)
                 } catch { throw failure(error, in: "a reference") }
                 counters.diskPages.add(due.nonzeroBitCount)
                 try answer(

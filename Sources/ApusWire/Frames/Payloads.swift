@@ -53,7 +53,7 @@ public struct Token: Hashable, Sendable {
 public struct Hello: Equatable, Sendable {
     public static let byteCount = 36
     /// Protocol versions this build speaks.
-    public static let versions: ClosedRange<UInt16> = 2...2
+    public static let versions: ClosedRange<UInt16> = 3...3
 
     public var versions: ClosedRange<UInt16>
     public var features: Features

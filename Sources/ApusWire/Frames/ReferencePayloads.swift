@@ -6,14 +6,15 @@ public import ApusSystem
 ///
 /// ```
 ///   0  u32  number of the frame, from 1; ascending
-///   4  u16  entries, at most 64: ascending pages, each once
+///   4  u16  entries: ascending, each page once, at most 64 pages in all
 ///   6  u8   place: 0 the receiver's snapshot of the VM, n the nth image that was agreed on
 ///   7  u8   zero
-///   8  entries x 40:  u32 page, u32 where (page of the snapshot, or block of the image), 32 bytes digest
+///   8  entries x 41:  u32 first page, u32 where the first is (page of the snapshot, or block of the image),
+///                     u8 pages, that lie one after the other there and here, 32 bytes digest of them all
 /// ```
 public enum ReferencePayload {
     public static let headBytes = 8
-    public static let entryBytes = 8 + Digest.byteCount
+    public static let entryBytes = 9 + Digest.byteCount
     public static let entriesMax = Limits.batchPages
     public static let bytesMax = headBytes + entriesMax * entryBytes
 
@@ -28,13 +29,15 @@ public enum ReferencePayload {
         }
     }
 
-    public struct Entry: Sendable {
+    public struct Entry: Equatable, Sendable {
         public var page: PageNumber
         public var at: UInt32
+        public var pages: Int
         public var digest: Digest
-        public init(page: PageNumber, at: UInt32, digest: Digest) {
+        public init(page: PageNumber, at: UInt32, pages: Int, digest: Digest) {
             self.page = page
             self.at = at
+            self.pages = pages
             self.digest = digest
         }
     }
@@ -46,10 +49,12 @@ public enum ReferencePayload {
     public static func store(_ entry: Entry, at index: Int, in buffer: inout PageBuffer) {
         let offset = headBytes + index * entryBytes
         buffer.store(UInt64(entry.page) | UInt64(entry.at) << 32, at: offset)
-        entry.digest.write(to: &buffer, at: offset + 8)
+        var bytes = buffer.mutableBytes
+        bytes.store(littleEndian: UInt8(entry.pages), at: offset + 8)
+        entry.digest.write(to: &buffer, at: offset + 9)
     }
 
-    /// - Throws: `FrameError` when the length is not that of its entries.
+    /// - Throws: `FrameError` when the length is not that of its entries, or their pages are not as is said above.
     public static func head(_ payload: RawSpan) throws(FrameError) -> Head {
         guard payload.byteCount >= headBytes else {
             throw .wrongLength(kind: .reference, length: payload.byteCount)
@@ -58,6 +63,16 @@ public enum ReferencePayload {
         let count = Int(word >> 32 & 0xffff)
         guard (1...entriesMax).contains(count), payload.byteCount == headBytes + count * entryBytes, word >> 56 == 0
         else { throw .wrongLength(kind: .reference, length: payload.byteCount) }
+        var (next, pages): (UInt64, Int) = (0, 0)
+        for index in 0..<count {
+            let entry = entry(payload, at: index)
+            pages += entry.pages
+            guard (1...Limits.referencePages).contains(entry.pages), pages <= Limits.batchPages else {
+                throw .badPayload(.reference, "\(entry.pages) pages at \(entry.page), \(pages) in all")
+            }
+            guard entry.page >= next else { throw .badPayload(.reference, "page \(entry.page) behind \(next)") }
+            next = UInt64(entry.page) + UInt64(entry.pages)
+        }
         return Head(number: UInt32(truncatingIfNeeded: word), count: count, place: UInt8(word >> 48 & 0xff))
     }
 
@@ -65,12 +80,12 @@ public enum ReferencePayload {
         let offset = headBytes + index * entryBytes
         return Entry(
             page: payload.littleEndian(at: offset), at: payload.littleEndian(at: offset + 4),
-            digest: Digest(from: payload, at: offset + 8))
+            pages: Int(payload.byte(at: offset + 8)), digest: Digest(from: payload, at: offset + 9))
     }
 }
 
-/// What became of one frame of references; 32 bytes. Bit n is its nth entry; one in neither set had been overtaken by
-/// newer content of its page.
+/// What became of one frame of references; 32 bytes. Bit n is its nth page; one in neither set had been overtaken by
+/// newer content.
 ///
 /// ```
 ///   0 u32 number of the frame   4 u32 zero   8 u64 proved and installed   16 u64 to be sent as pages   24 u64 ns of reading
