@@ -125,7 +125,7 @@ struct DirectSource: ~Copyable {
             let predictedMs = gate.forecast(sample).downtimeMs
             progress.predictedDowntimeUs.set(UInt64(predictedMs * 1000))
             if orders.isHurried && !isOpen { return try moveNow() }
-            let isShrinking = Double(rounds.readyCount) < 0.7 * Double(lastReady)
+            let isShrinking = Double(rounds.readyCount) < SwitchGate.shrink * Double(lastReady)
             // What does not get less by another round is fetched.
             let decision = isOpen ? .wait : pull == .rest && !isShrinking ? .handOver : gate.decide(sample)
             if case .slowDown(let share) = decision { slowDown(share) }
@@ -261,8 +261,8 @@ struct DirectSource: ~Copyable {
             lanes.contains { $0.backlog > 0 } || counters.contains { $0.waitingPages.now > 0 }
         }
         while !orders.isDue && isBusy() { pause(ms: 0.3) }
-        // What the sockets still hold.
-        let until = Instant.now().adding(ms: Self.socketsMsMax)
+        // What the sockets and the link's queues still hold: what is not through when the guest stops is a part of its pause.
+        let until = Instant.now().adding(ms: windowsMs)
         let untoldBytes = Double(lanes.count) * Double(ReceiveLane.creditBytes)
         while Instant.now() < until {
             let flow = flowSample()
@@ -274,8 +274,13 @@ struct DirectSource: ~Copyable {
             guard case .round = orders.next(afterMs: min(restMs, Self.hearingMs)) else { return }
         }
     }
-    /// As long as a lane's window may be.
-    private static let socketsMsMax = 20.0
+    /// As long as the link takes for what its lanes may have in flight.
+    private var windowsMs: Double {
+        let bytesPerNs = max(Double(flowSample().linkBytesPerS), 1) / 1e9
+        let lanes = Double(lanes.count)
+        return min(lanes * SendLane.windowBytes(bytesPerNs: bytesPerNs / lanes) / bytesPerNs / 1e6, Self.windowsMsMax)
+    }
+    private static let windowsMsMax = 500.0
     private static let hearingMs = 1.0
 
     private mutating func flush(_ lane: Int) throws(FlowFailure) {

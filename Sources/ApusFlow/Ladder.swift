@@ -79,7 +79,7 @@ extension WorkingSet {
         var left = pages
         var totalMs = 0.0
         var fitsMs: Double?
-        // 0.7 to the power of this is less than a page of any guest.
+        // 0.8 to the power of this is less than a page of any guest.
         for round in 0..<256 {
             let spanMs = left * pageMs + noticeMs
             totalMs += spanMs

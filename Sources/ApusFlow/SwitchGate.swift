@@ -6,8 +6,8 @@ internal import ApusSystem
 ///   what is left fits the pause, and      another round, or a moment's patience, makes much less of it      wait
 ///                                         else                                                              open
 ///   does not fit, and rounds              get shorter                                                       wait
-///                                         do not, twice in a row (once: the curve or a deadline says so;    ladder
-///                                         not at all: the curve is sure of it)
+///                                         do not, twice in a row (once: the curve or a deadline says so,    ladder
+///                                         or it was slowed down; not at all: the curve is sure of it)
 /// ```
 ///
 /// The ladder, as far as the operator allows: ``Ladder``. History: every look at the guest's writing goes into ``saw(_:)``.
@@ -36,8 +36,9 @@ public struct SwitchGate: Sendable {
     static func leastMs(fixedMs: Double, linkBytesPerS: Double) -> Double {
         fixedMs + deviceBytes / max(linkBytesPerS, 1) * 1000
     }
-    /// A round is worth its bytes if it begins with less than this share of the lowest before it.
-    public static let shrink = 0.7
+    /// A round is worth its bytes if it begins with less than this share of the lowest before it. Rounds against a guest that writes
+    /// 0.6 times what the link carries come to 0.55 to 0.7.
+    public static let shrink = 0.8
     /// A pause so short that waiting for a shorter one is not worth a round.
     public static let goodEnoughMs = 2.0
     /// The round that a guest stands through may take a tenth longer than the link's rate says.
@@ -241,7 +242,7 @@ public struct SwitchGate: Sendable {
         let isLate = isLate(sample)
         // The curve may say already what another round would show.
         let isHopeless = isHopeless(sample)
-        let isFlat = flatRounds >= (isLate || isHopeless ? 1 : 2) && sample.round >= rungRound + 2
+        let isFlat = flatRounds >= (isLate || isHopeless || slowed > 0 ? 1 : 2) && sample.round >= rungRound + 2
         guard isFlat || isHopeless && isKnown(sample) && sample.round > rungRound else { return .wait }
         if !isLate, isCalming(sample) { return .wait }
         if let share = nextShare(sample) { return slowDown(share, sample) }
@@ -313,7 +314,10 @@ public struct SwitchGate: Sendable {
         guard case .throughRound(let standMs) = sample.standing, let curve, let share = nextShare(sample) else {
             return nil
         }
-        let sendMs = standMs - GateSample.stopMs(noticeMs: sample.noticeMs)
+        let stopMs = GateSample.stopMs(noticeMs: sample.noticeMs)
+        let sendMs = standMs - stopMs
+        // What is nothing beside the stop itself is not worth a round.
+        guard sendMs > stopMs else { return nil }
         return 2 * sendMs + costMs(sample, share, curve) < Self.pauseWeight * sendMs ? share : nil
     }
 

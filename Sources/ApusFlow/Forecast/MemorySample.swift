@@ -10,9 +10,10 @@ public struct MemorySample: Sendable, Equatable {
     public var zeroPages: Int
     /// Share of the memory that its file has not: zero, and not looked at.
     public var holeShare = 0.0
-    /// Found on disk images, and in what the destination holds.
+    /// Found on disk images, and in what the destination holds; and the proofs that they take, one for neighbours here and there.
     public var diskPages = 0
     public var snapshotPages = 0
+    public var proofs = 0
     /// Made smaller by a codec.
     public var squeezedPages = 0
     /// Wire bytes of a page that is not zero, in the codec that a lane would choose for the link.
@@ -29,11 +30,11 @@ public struct MemorySample: Sendable, Equatable {
     /// Wire bytes of any of the pages that were looked at, zeros among them.
     public var bytesPerSeenPage: Double { bytesPerPage * (1 - seenShare(zeroPages)) }
 
-    /// The same with references: a proof instead of the page, at worst one for each.
+    /// The same with references: proofs instead of pages.
     public var bytesPerPageReferred: Double {
         let (referred, all) = (Double(diskPages + snapshotPages), Double(pages - zeroPages))
         guard all > 0 else { return bytesPerPage }
-        return (referred * Double(ReferencePayload.entryBytes) + (all - referred) * bytesPerPage) / all
+        return (Double(proofs * ReferencePayload.entryBytes) + (all - referred) * bytesPerPage) / all
     }
 }
 
@@ -49,14 +50,31 @@ public struct SampleReferences: Sendable {
         self.indexKey = indexKey
     }
 
-    enum Place { case snapshot, disk }
+    /// Where a page need not come from: a page of the destination's snapshot, or a block of the nth image.
+    enum Place: Equatable {
+        case snapshot(PageNumber)
+        case disk(image: Int, block: UInt32)
+
+        /// One proof is enough for both.
+        func continues(_ before: Place?) -> Bool {
+            switch (before, self) {
+            case (.snapshot(let last), .snapshot(let page)): UInt64(last) + 1 == page
+            case (.disk(let number, let last), .disk(let image, let block)):
+                number == image && UInt64(last) + 1 == block
+            default: false
+            }
+        }
+    }
 
     /// In the order of a lane's look-up.
     func place(of bytes: RawSpan, _ page: PageNumber) -> Place? {
-        if held.contains(page) { return .snapshot }
+        if held.contains(page) { return .snapshot(page) }
         guard !images.isEmpty else { return nil }
         let hint = indexKey.hint(of: bytes)
-        return images.contains { $0.block(of: hint) != nil } ? .disk : nil
+        for (number, image) in images.enumerated() {
+            if let block = image.block(of: hint) { return .disk(image: number, block: block) }
+        }
+        return nil
     }
 }
 
@@ -179,17 +197,22 @@ private struct PageSampler: ~Copyable {
         _ references: SampleReferences?
     ) -> UInt64 {
         var data: UInt64 = 0
+        var last: SampleReferences.Place?
         for page in 0..<count {
+            let before = last
+            last = nil
             let bytes = room.bytes.extracting(page * Limits.pageBytes..<(page + 1) * Limits.pageBytes)
             if bytes.isAllZero {
                 sample.zeroPages += 1
                 continue
             }
-            switch references?.place(of: bytes, first + PageNumber(page)) {
+            last = references?.place(of: bytes, first + PageNumber(page))
+            switch last {
             case .disk: sample.diskPages += 1
             case .snapshot: sample.snapshotPages += 1
             case nil: data |= 1 << UInt64(page)
             }
+            if let last, !last.continues(before) { sample.proofs += 1 }
         }
         return data
     }

@@ -163,11 +163,23 @@ import Testing
         #expect(stranger.holder == nil && stranger.held == nil)
     }
 
-    @Test func whatIsReferredToCostsItsProofOnly() {
+    @Test func whatIsReferredToCostsItsProofsOnly() {
         var sample = MemorySample(pages: 100, zeroPages: 20, bytesPerPage: 2000)
         #expect(sample.bytesPerPageReferred == 2000)
-        (sample.diskPages, sample.snapshotPages) = (30, 10)
+        (sample.diskPages, sample.snapshotPages, sample.proofs) = (30, 10, 40)
         #expect(sample.bytesPerPageReferred == (2000 + Double(ReferencePayload.entryBytes)) / 2)
+        sample.proofs = 4
+        #expect(sample.bytesPerPageReferred == (2000 + Double(ReferencePayload.entryBytes) / 10) / 2)
+    }
+
+    @Test func neighboursTakeOneProof() {
+        typealias Place = SampleReferences.Place
+        let block = Place.disk(image: 1, block: 7)
+        #expect(Place.disk(image: 1, block: 8).continues(block) && Place.snapshot(4).continues(.snapshot(3)))
+        for other: Place? in [nil, .snapshot(7), .disk(image: 0, block: 7), .disk(image: 1, block: 8)] {
+            #expect(!Place.disk(image: 1, block: 8).continues(other))
+        }
+        #expect(!Place.snapshot(0).continues(.snapshot(.max)) && !Place.snapshot(5).continues(.snapshot(3)))
     }
 
     @Test func aSurveyThatMakesNoSenseIsNotAnswered() throws {

@@ -210,10 +210,10 @@ import Testing
                 setPages: 15708, refillMs: 482, driftPagesPerMs: 0, spread: 0.024, demand: CPUDemand(share: 0.357)),
             span: 0.132...0.911, wireMB: 200, isSlowed: false),
         Planned(
-            pages: 41_036, firstBytesPerPage: 2744.5, againBytesPerPage: 4039.3,
+            pages: 41_286, firstBytesPerPage: 2700.2, againBytesPerPage: 4026.6,
             set: WorkingSet(
-                setPages: 15910, refillMs: 232, driftPagesPerMs: 0, spread: 0.074, demand: CPUDemand(share: 0.434)),
-            span: 0.122...0.712, wireMB: 244, isSlowed: true),
+                setPages: 16_094, refillMs: 256, driftPagesPerMs: 0, spread: 0.013, demand: CPUDemand(share: 0.416)),
+            span: 0.123...0.718, wireMB: 193, isSlowed: true),
     ]
 
     @Test("what changes between two copies is foretold", arguments: planned.indices) func changes(_ index: Int) {
@@ -223,7 +223,9 @@ import Testing
             linkBytesPerS: 120.9e6, lanes: 2, workingSet: run.set, maxDowntimeMs: 300)
         input.writtenSpan = run.span
         let forecast = Forecast.move(input, slowsDown: true)
-        #expect(abs(forecast.wireBytes / 1e6 - run.wireMB) < 0.09 * run.wireMB, "\(forecast)")
+        // How far a guest comes that is slowed down is not known before.
+        let error = run.isSlowed ? 0.2 : 0.09
+        #expect(abs(forecast.wireBytes / 1e6 - run.wireMB) < error * run.wireMB, "\(forecast)")
         #expect((forecast.slowedBy > 0) == run.isSlowed, "\(forecast)")
     }
 }

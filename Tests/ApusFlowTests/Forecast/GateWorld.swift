@@ -56,7 +56,7 @@ struct GateWorld {
         var (lostMs, slowedSinceMs): (Double, Double?) = (0, nil)
         for round in 2...100_000 {
             let sendMs = max(left * pageMs, 1)
-            let idleMs = left < 0.7 * lastReady || slowed > 0 ? 0 : max(0, Self.steadyMs - sendMs)
+            let idleMs = left < SwitchGate.shrink * lastReady || slowed > 0 ? 0 : max(0, Self.steadyMs - sendMs)
             lastReady = left
             let spanMs = sendMs + idleMs
             let ran = demand.progress(running: 1 - slowed) * speed(ms)
