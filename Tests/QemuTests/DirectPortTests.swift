@@ -49,6 +49,19 @@ extension RealGuests {
             return links.filter { $0.contains("userfaultfd") } + watched.map(String.init)
         }
 
+        /// What the lanes may have in flight are 168 ms of this link. A queue that stood from the first pass on would be part of the
+        /// pause; QEMU's own blocks and the last pages are some 40 ms of it.
+        @Test(.timeLimit(.minutes(3))) func aSlowLinkIsEmptyWhenTheGuestStops() async throws {
+            var calm = FaultStage.workload
+            calm.pagesPerS = 300
+            try await with(QemuProgram.installed, calm, rate: 50_000_000) { source, destination, _ in
+                let job = try await move(source, to: destination, ["--port", "direct"])
+                #expect(job.phase == .completed && job.summary?.slowedTo == nil, "\(job)")
+                #expect(job.summary?.downtimeMs.map { $0 < 80 } == true, "\(String(describing: job.summary))")
+                try await expectProof(at: destination)
+            }
+        }
+
         @Test(.timeLimit(.minutes(4)), arguments: [QemuProgram.installed, QemuProgram.newer].compactMap(\.self))
         func aBusyGuestGoesToAndFro(program: String) async throws {
             try await with(program) { source, destination, _ in
