@@ -25,7 +25,7 @@ struct BenchIndexing: AsyncParsableCommand {
     @Option(help: "Where both lie while it is measured.") var folder = NSTemporaryDirectory()
     @Option(help: "How often each of the three is measured.") var turns = 40
     @Option(help: "Seconds of each.") var seconds = 1.0
-    @Option(help: "MB/s read from the disk at most, as content.indexMBps.") var rate = 100.0
+    @Option(help: "MB/s read from the disk at most, as content.indexMBps.") var rate = 50.0
     @Option(help: "The QEMU to run.") var qemu = QemuProgram.installed
 
     private enum Beside: Int, CaseIterable { case nothing, indexer, storer }

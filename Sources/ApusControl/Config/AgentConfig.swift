@@ -56,7 +56,7 @@ public struct AgentConfig: Codable, Sendable, Equatable {
         /// Cap of the memory for all indexes, in MiB; 12 bytes for 4 KiB of a disk.
         public var indexMiB: Int = 256
         /// How fast disks are read for it, in MB/s.
-        public var indexMBps: Double = 100
+        public var indexMBps: Double = 50
         /// Cap of the store of memory images that VMs leave when they go, in MiB; 0: nothing is kept.
         public var storeMiB: Int = 4096
         /// For how long a VM that has left may keep its RAM here until that is written, in seconds.

@@ -26,7 +26,7 @@ import Testing
             migrate:
               {lineTableMiB: 64, holdHotPages: false, recordMs: 700, sendWhileRecording: false, prefetch: near,
                allow: [postcopy], patienceS: 5}
-            content: {disks: false, indexMiB: 8, indexMBps: 50, storeMiB: 100, keepS: 60, keyFile: /k, domains: {web: shop}}
+            content: {disks: false, indexMiB: 8, indexMBps: 70, storeMiB: 100, keepS: 60, keyFile: /k, domains: {web: shop}}
             ramDirectory: /ram
             hosts: {b: 10.0.0.2, c: "10.0.0.3:7500"}
             logFormat: json
@@ -42,7 +42,7 @@ import Testing
         wanted.migrate.lineTableMiB = 64
         wanted.content.disks = false
         wanted.content.indexMiB = 8
-        wanted.content.indexMBps = 50
+        wanted.content.indexMBps = 70
         wanted.content.storeMiB = 100
         wanted.content.keepS = 60
         wanted.content.keyFile = "/k"
