@@ -56,6 +56,7 @@ extension RealGuests {
             calm.pagesPerS = 300
             try await with(QemuProgram.installed, calm, rate: 50_000_000) { source, destination, _ in
                 let job = try await move(source, to: destination, ["--port", "direct"])
+                print("direct | slow link | \(job.summary?.downtimeMs ?? -1) ms down")
                 #expect(job.phase == .completed && job.summary?.slowedTo == nil, "\(job)")
                 #expect(job.summary?.downtimeMs.map { $0 < 80 } == true, "\(String(describing: job.summary))")
                 try await expectProof(at: destination)
